@@ -1,0 +1,28 @@
+"""Fine-tune MLP-Mixer image classifiers (arXiv 2105.01601) on Hub data sets or your own photos."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixer_finetune.backbones.load import load_backbone
+    from mixer_finetune.classifier import MixerClassifier
+    from mixer_finetune.data.module import ImageDataModule
+
+__version__ = "0.1.0"
+__all__ = ["ImageDataModule", "MixerClassifier", "UserError", "load_backbone"]
+
+# Importing torch and Lightning takes seconds; `--help`, lists and mistakes must not wait for them.
+_HOMES = {
+    "ImageDataModule": "mixer_finetune.data.module",
+    "MixerClassifier": "mixer_finetune.classifier",
+    "UserError": "mixer_finetune.errors",
+    "load_backbone": "mixer_finetune.backbones.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,177 @@
+"""The command line: what was typed, merged with recipes and configurations, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mixer_finetune import __version__
+from mixer_finetune.errors import UserError
+
+USAGE = f"""mixer-finetune {__version__}: fine-tune MLP-Mixer image classifiers.
+
+usage: mixer-finetune COMMAND ...     (or: python -m mixer_finetune COMMAND ...)
+
+  fit       fine-tune: fit --recipe digits [--recipe ddp] [--config mine.yaml] [--model.lr 0.01] ...
+            go on with an interrupted run: fit --resume RUN
+  validate  metrics on the dev split:  validate RUN|CHECKPOINT [--data.source ...]
+  test      metrics on the test split: test RUN|CHECKPOINT [--data.source ...]
+  predict   classify images: predict RUN|CHECKPOINT|MODEL FOLDER|FILE ... [--output predictions.csv]
+  recipes   list, show, copy or validate recipes
+
+Every command takes --help, and --debug to show the traceback of an error.
+To begin: mixer-finetune fit --recipe digits"""
+
+FIT_HELP = """Fine-tune a Mixer backbone.
+
+Recipes merge in their order, then --config files, then the options typed, wherever they stand on the line.
+  --recipe NAME|FILE, -r   a recipe or overlay; may be repeated (see: mixer-finetune recipes)
+  --config FILE, -c        a YAML file of options; may be repeated; RUN/config.yaml replays a run
+  --resume RUN             go on with an interrupted run
+  --print_config           print the merged configuration and stop"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 interrupted, 2 a mistake that the user can mend."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    if command == "--version":
+        print(__version__)
+        return 0
+    if command == "recipes":
+        from mixer_finetune import recipes
+
+        return recipes.main(rest)
+    if command == "fit":
+        return _fit(rest)
+    if command in ("validate", "test"):
+        return _evaluate(command, rest)
+    if command == "predict":
+        return _predict(rest)
+    from mixer_finetune.options import nearest
+
+    known = ("fit", "validate", "test", "predict", "recipes")
+    raise UserError(f"unknown command '{command}'{nearest(command, known)}; commands are {', '.join(known)}")
+
+
+def _take(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
+    """The values given for an option, and the rest of the line."""
+    values, rest, items = [], [], iter(arguments)
+    for item in items:
+        name, equals, value = item.partition("=")
+        if name not in names:
+            rest.append(item)
+            continue
+        value = value if equals else next(items, "")
+        if not value or (value.startswith("-") and not equals):
+            raise UserError(f"{name} needs a value")
+        values.append(value)
+    return values, rest
+
+
+def _merged(command: str, arguments: list[str], run: Path | None = None) -> tuple[dict[str, Any], bool]:
+    """The configuration of a run, and whether it is only to be printed."""
+    from mixer_finetune.options import merge, parse, run_parser
+    from mixer_finetune.recipes import find_recipe
+
+    recipe_names, arguments = _take(arguments, "--recipe", "-r")
+    configs, arguments = _take(arguments, "--config", "-c")
+    parser = run_parser(f"mixer-finetune {command}", FIT_HELP)
+    if "--help" in arguments or "-h" in arguments:
+        parser.print_help()
+        raise SystemExit(0)
+    print_config = "--print_config" in arguments
+    arguments = [argument for argument in arguments if argument != "--print_config"]
+    files = [find_recipe(name) for name in recipe_names] + [Path(name).expanduser() for name in configs]
+    merge(parser, ([run / "config.yaml"] if run else []) + files)
+    config = parse(parser, arguments)
+    config["name"] = config["name"] or "-".join(Path(name).stem for name in recipe_names) or "custom"
+    if config["data"]["source"] is None and not print_config:
+        raise UserError("no data: give --recipe (see: mixer-finetune recipes) or --data.source")
+    return config, print_config
+
+
+def _fit(arguments: list[str]) -> int:
+    from mixer_finetune.options import as_yaml
+    from mixer_finetune.runs import read_run_config
+
+    resumed, arguments = _take(arguments, "--resume")
+    run = Path(resumed[-1]).expanduser() if resumed else None
+    if run:
+        read_run_config(run)
+    config, print_config = _merged("fit", arguments, run)
+    if print_config:
+        print(as_yaml(config), end="")
+        return 0
+    from mixer_finetune.engine import fit
+
+    return fit(config, resume=run)
+
+
+def _evaluate(command: str, arguments: list[str]) -> int:
+    from mixer_finetune.runs import run_of
+
+    ckpt_paths, arguments = _take(arguments, "--ckpt_path")
+    positional = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    target = Path(positional or (ckpt_paths[-1] if ckpt_paths else "")).expanduser()
+    if positional is None and not ckpt_paths and not {"--help", "-h"} & set(arguments):
+        raise UserError(f"expected: {command} RUN|CHECKPOINT, or {command} --recipe NAME --ckpt_path FILE")
+    rest = arguments[1:] if positional else arguments
+    has_recipe = any(item.split("=")[0] in ("--recipe", "-r", "--config", "-c") for item in rest)
+    run, checkpoint = (None, target) if has_recipe and target.is_file() else (None, None)
+    if positional or ckpt_paths:
+        if checkpoint is None:
+            run, checkpoint = run_of(target)
+    config, _ = _merged(command, rest, run)
+    config["model"]["backbone"] = str(checkpoint or run)
+    config["model"]["revision"] = config["model"]["image_size"] = None
+    from mixer_finetune.engine import evaluate
+
+    return evaluate(config, "val" if command == "validate" else "test")
+
+
+def _predict(arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    from mixer_finetune.options import parse
+
+    parser = ArgumentParser(
+        prog="mixer-finetune predict RUN|CHECKPOINT|MODEL [FOLDER|FILE ...]",
+        description="Classify images, or a split of a data set, and write a CSV with file, top-k labels and probabilities.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--source", type=str | None, default=None, help="A data set instead of files: as --data.source of fit.")
+    parser.add_argument("--split", type=str, default="test", help="Its split: train, val or test.")
+    parser.add_argument("--output", type=str, default="predictions.csv", help="The CSV to write.")
+    parser.add_argument("--top_k", type=int, default=5, help="How many labels a row gives.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images at once.")
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; the best one present when not given.")
+    parser.add_argument("--on_bad_image", type=str, default="error", help="error, or skip: leave out what can't be decoded.")
+    if "--help" in arguments or "-h" in arguments:
+        parser.print_help()
+        return 0
+    first_option = next((i for i, item in enumerate(arguments) if item.startswith("--")), len(arguments))
+    inputs, options = arguments[:first_option], parse(parser, arguments[first_option:])
+    if not inputs or (len(inputs) == 1 and not options["source"]):
+        raise UserError("expected: predict RUN|CHECKPOINT|MODEL FOLDER|FILE ..., or predict RUN --source DATA --split test")
+    from mixer_finetune.predict import predict
+
+    return predict(inputs[0], inputs[1:], **options)

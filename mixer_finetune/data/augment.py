@@ -1,0 +1,150 @@
+"""Geometry and augmentation, each a function of (seed, epoch, index) through `sampling.uniform`.
+
+What must be done image by image (the crop of a large photo) is done on PIL images in the workers; all else on uint8 batches,
+on the device. Shapes: B images of H x W pixels, S the side that the backbone takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as T
+
+from mixer_finetune.backbones.preprocessing import Preprocessing
+from mixer_finetune.data.sampling import AUGMENT, CROP, uniform
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to an image.
+
+    Attributes:
+        crop_area: Smallest and largest share of the image's area that the training crop keeps; (1, 1) squashes the whole image.
+        crop_ratio: Smallest and largest aspect ratio (width / height) of the crop, relative to the image's own square.
+        flip: Mirror left-right with probability one half.
+        color_jitter: Brightness, contrast and saturation are each scaled by a factor in 1 -+ this.
+        random_erasing: Probability that a rectangle of 2% to 33% of the image is set to the mean colour.
+    """
+
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+
+
+def crop_boxes(
+    augmentation: Augmentation, seed: int, epoch: int, indices: NDArray[np.int64], height: int, width: int
+) -> NDArray[np.float64]:
+    """The training crops of images of one size, (B, 4) as left, top, right, bottom in pixels, inside the image."""
+    area, ratio, x, y = uniform(seed, CROP, epoch, indices, 4).T
+    low, high = augmentation.crop_area
+    if low == high == 1.0:
+        return np.tile([0.0, 0.0, width, height], (len(indices), 1))
+    area = (low + (high - low) * area) * height * width
+    log_low, log_high = np.log(augmentation.crop_ratio)
+    aspect = np.exp(log_low + (log_high - log_low) * ratio)
+    w, h = np.minimum(np.sqrt(area * aspect), width), np.minimum(np.sqrt(area / aspect), height)
+    left, top = x * (width - w), y * (height - h)
+    return np.stack([left, top, np.minimum(left + w, width), np.minimum(top + h, height)], axis=1)
+
+
+def crop_image(image: Image.Image, box: NDArray[np.float64], preprocessing: Preprocessing) -> Image.Image:
+    """Cut the box out of the image and resize it, antialiased, to S x S in one pass."""
+    size = (preprocessing.image_size, preprocessing.image_size)
+    return image.resize(size, _PIL_FILTERS[preprocessing.interpolation], box=tuple(box))
+
+
+def crop_batch(images: Tensor, boxes: NDArray[np.float64], size: int) -> Tensor:
+    """Cut a box out of each of a batch of small images and enlarge it, bilinearly.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        boxes: (B, 4), as `crop_boxes` gives them.
+        size: S.
+
+    Returns:
+        (B, 3, S, S) float32 in 0..255.
+    """
+    height, width = images.shape[-2:]
+    left, top, right, bottom = torch.from_numpy(boxes).to(images.device, torch.float32).T
+    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta[:, 0, 0], theta[:, 0, 2] = (right - left) / width, (right + left) / width - 1
+    theta[:, 1, 1], theta[:, 1, 2] = (bottom - top) / height, (bottom + top) / height - 1
+    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+
+
+def evaluation_crop(image: Image.Image | Tensor, preprocessing: Preprocessing) -> Image.Image | Tensor:
+    """Resize and centre-crop as timm does for evaluation: a PIL image, or a batch (B, 3, H, W) of uint8."""
+    size, mode = preprocessing.image_size, InterpolationMode(preprocessing.interpolation)
+    scaled = int(size / preprocessing.crop_pct)
+    target = [scaled, scaled] if preprocessing.crop_mode == "squash" else [scaled]
+    return T.center_crop(T.resize(image, target, interpolation=mode, antialias=True), [size, size])
+
+
+def augment_batch(
+    images: Tensor, augmentation: Augmentation, preprocessing: Preprocessing, seed: int, epoch: int, indices: NDArray[np.int64]
+) -> Tensor:
+    """Flip, jitter, erase and normalise a training batch, on the batch's device.
+
+    Args:
+        images: (B, 3, S, S), uint8 or float, in 0..255.
+        augmentation: What to do.
+        preprocessing: Mean and standard deviation.
+        seed: Of the run.
+        epoch: Counted from 0.
+        indices: Of the samples, (B,).
+
+    Returns:
+        (B, 3, S, S) float32, normalised.
+    """
+    u = torch.from_numpy(uniform(seed, AUGMENT, epoch, indices, 10)).to(images.device, torch.float32)
+    x = images.float() / 255
+    if augmentation.flip:
+        x = torch.where((u[:, 0] < 0.5)[:, None, None, None], x.flip(-1), x)
+    if augmentation.color_jitter:
+        factors = 1 + augmentation.color_jitter * (2 * u[:, 1:4] - 1)  # (B, 3)
+        brightness, contrast, saturation = factors.T[..., None, None, None]  # each (B, 1, 1, 1)
+        x = x * brightness
+        x = x.mean((1, 2, 3), keepdim=True).lerp(x, contrast)
+        x = x.mean(1, keepdim=True).lerp(x, saturation).clamp(0, 1)
+    x = (x - _channels(preprocessing.mean, x)) / _channels(preprocessing.std, x)
+    if augmentation.random_erasing:
+        x = x.masked_fill(_erased(u[:, 4:9], augmentation.random_erasing, x.shape[-1]), 0.0)
+    return x
+
+
+def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(B, 3, S, S) in 0..255 to float32, less the mean and over the standard deviation."""
+    return (images.float() / 255 - _channels(preprocessing.mean, images)) / _channels(preprocessing.std, images)
+
+
+def _erased(u: Tensor, probability: float, size: int) -> Tensor:
+    """Which pixels random erasing (arXiv 1708.04896) blanks: (B, 1, S, S), from five uniform values an image."""
+    area = (0.02 + (0.33 - 0.02) * u[:, 1]) * size * size
+    aspect = torch.exp((2 * u[:, 2] - 1) * float(np.log(10 / 3)))
+    height, width = (area * aspect).sqrt().clamp(max=size), (area / aspect).sqrt().clamp(max=size)
+    top, left = u[:, 3] * (size - height), u[:, 4] * (size - width)
+    at = torch.arange(size, device=u.device) + 0.5
+    rows = (at >= top[:, None]) & (at < (top + height)[:, None])  # (B, S)
+    columns = (at >= left[:, None]) & (at < (left + width)[:, None])
+    return (rows[:, None, :, None] & columns[:, None, None, :]) & (u[:, 0] < probability)[:, None, None, None]
+
+
+def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None, None]
+
+
+_PIL_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}

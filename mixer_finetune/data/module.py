@@ -1,0 +1,381 @@
+"""ImageDataModule: image data sets as batches, in an order and with randomness that no machine changes."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mixer_finetune.backbones.preprocessing import Preprocessing
+from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes, crop_image, evaluation_crop, normalize
+from mixer_finetune.data.decode import BadImage, decode, to_tensor
+from mixer_finetune.data.sampling import EvaluationSampler, GlobalBatchSampler, MicroBatch, stratified_split
+from mixer_finetune.data.sources import Source, Split, open_source
+from mixer_finetune.errors import UserError
+
+DECODED_CACHE_BYTES = 2**30
+
+
+class Batch(NamedTuple):
+    """What a training or evaluation step gets.
+
+    Attributes:
+        images: (b, 3, S, S): uint8 from the loader, normalised float32 once on the device.
+        labels: (b,) int64.
+        indices: (b,) int64, of the samples in their split; on the CPU a NumPy array.
+        epoch: Counted from 0.
+        first: Position of the first sample in the global batch.
+        global_size: Samples in the whole global batch.
+        cropped: Whether the images have their S x S pixels; small images are cropped on the device.
+        bad: Names and reasons of images that could not be decoded.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: NDArray[np.int64]
+    epoch: int
+    first: int
+    global_size: int
+    cropped: bool
+    bad: tuple[str, ...]
+
+
+class _Images(Dataset[Batch]):
+    """A split whose images are decoded in the workers, one by one, and given out as uint8 batches."""
+
+    def __init__(self, split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None, seed: int) -> None:
+        self.split, self.preprocessing, self.augmentation, self.seed = split, preprocessing, augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, micro: MicroBatch) -> Batch:
+        size = self.preprocessing.image_size
+        images = torch.empty(len(micro.indices), 3, size, size, dtype=torch.uint8)
+        good, bad = [], []
+        for i, record in enumerate(self.split.image_records(micro.indices)):
+            index = micro.indices[i : i + 1]
+            try:
+                image = decode(record, f"{self.split.name}[{int(self.split.rows[index[0]])}]", self._decode_size())
+            except BadImage as error:
+                bad.append(str(error))
+                continue
+            if self.augmentation is None:
+                image = evaluation_crop(image, self.preprocessing)
+            else:
+                box = crop_boxes(self.augmentation, self.seed, micro.epoch, index, image.height, image.width)[0]
+                image = crop_image(image, box, self.preprocessing)
+            images[len(good)] = to_tensor(image)
+            good.append(i)
+        indices = micro.indices[good]
+        labels = torch.from_numpy(self.split.labels[indices])
+        return Batch(images[: len(good)], labels, indices, micro.epoch, micro.first, micro.global_size, True, tuple(bad))
+
+    def _decode_size(self) -> int:
+        """The side, in pixels, below which a shrunk decode could lose detail that the crop shows."""
+        size = self.preprocessing.image_size
+        if self.augmentation is None:
+            return math.ceil(size / self.preprocessing.crop_pct)
+        return math.ceil(size / math.sqrt(self.augmentation.crop_area[0]))
+
+
+class _SmallImages(Dataset[Batch]):
+    """A split of small images of one size, decoded once and kept in memory: a batch is one gather.
+
+    Args:
+        pixels: (n, 3, H, W) uint8.
+        labels: (n,) int64.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        self.pixels, self.labels = pixels, labels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitems__(self, micro: MicroBatch) -> Batch:
+        at = torch.from_numpy(micro.indices)
+        return Batch(
+            self.pixels[at], self.labels[at], micro.indices, micro.epoch, micro.first, micro.global_size, cropped=False, bad=()
+        )
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Feeds an image data set from the Hub, a folder of images or parquet files to a MixerClassifier.
+
+    Args:
+        source: Hub id (user/name), folder of images (one folder a class), folder of parquet files, a .parquet file, or the
+            bundled `digits`.
+        config: Configuration of a Hub data set that has several.
+        revision: Branch, tag or commit of a Hub data set.
+        train_split: Name of the split to train on; found by its usual names when not given.
+        val_split: Name of the dev split; when there is none, one is carved out of train.
+        test_split: Name of the test split.
+        image_column: Name of the image column; found by its type when not given.
+        label_column: Name of the label column; found by type and usual names when not given.
+        val_fraction: Share of train that is carved out, stratified, where there is no dev split; 0 for none.
+        batch_size: Samples of a step over all devices, at most; an epoch is cut into batches of nearly equal size.
+        micro_batch_size: Most samples that a device takes at once; the rest of its share is accumulated.
+        eval_batch_size: Samples that a device takes at once in evaluation.
+        crop_area: Smallest and largest share of the image that the training crop keeps; [1, 1] squashes the whole image.
+        flip: Mirror training images left-right, half of the time.
+        color_jitter: Brightness, contrast and saturation each vary by this much (0 to 1).
+        random_erasing: Probability of blanking a rectangle.
+        num_workers: Worker processes that decode; by default one a core, at most 8 (none where images fit decoded in memory).
+        on_bad_image: "error" stops at an image that can't be decoded; "skip" leaves it out and counts it.
+        seed: Of order, augmentation and the carved split.
+
+    Attributes:
+        label_names: Name of each class.
+        num_classes: How many there are.
+        description: What was chosen, in one line.
+
+    Raises:
+        UserError: The data can't be used as asked.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        config: str | None = None,
+        revision: str | None = None,
+        train_split: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        val_fraction: float = 0.1,
+        batch_size: int = 128,
+        micro_batch_size: int | None = None,
+        eval_batch_size: int = 256,
+        crop_area: tuple[float, float] = (0.05, 1.0),
+        flip: bool = True,
+        color_jitter: float = 0.0,
+        random_erasing: float = 0.0,
+        num_workers: int | None = None,
+        on_bad_image: str = "error",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("micro_batch_size", micro_batch_size)):
+            if value is not None and value < 1:
+                raise UserError(f"--data.{name} must be 1 or more, got {value}")
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"--data.val_fraction must be at least 0 and below 1, got {val_fraction}")
+        if not 0 < crop_area[0] <= crop_area[1] <= 1:
+            raise UserError(f"--data.crop_area must be two shares with 0 < smallest <= largest <= 1, got {list(crop_area)}")
+        if on_bad_image not in ("error", "skip"):
+            raise UserError(f"--data.on_bad_image must be error or skip, got '{on_bad_image}'")
+        self.batch_size, self.micro_batch_size, self.eval_batch_size = batch_size, micro_batch_size, eval_batch_size
+        self.augmentation = Augmentation(crop_area, flip=flip, color_jitter=color_jitter, random_erasing=random_erasing)
+        self.num_workers, self.on_bad_image, self.seed = num_workers, on_bad_image, seed
+        self.bad_images: set[str] = set()
+        self.preprocessing: Preprocessing | None = None
+        self.accumulate = 1
+
+        opened = open_source(
+            source,
+            config=config,
+            revision=revision,
+            splits={"train": train_split, "val": val_split, "test": test_split},
+            image_column=image_column,
+            label_column=label_column,
+        )
+        self.source, self.revision, self.label_names = source, opened.revision, opened.label_names
+        self.description = opened.description
+        self.splits = self._with_dev_split(opened, val_fraction)
+        self._datasets: dict[str, Dataset[Batch]] = {}
+        self._train_sampler: GlobalBatchSampler | None = None
+        self._resume_at: tuple[int, int] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.label_names)
+
+    def _with_dev_split(self, opened: Source, fraction: float) -> dict[str, Split]:
+        splits = dict(opened.splits)
+        if "train" in splits and "val" not in splits and fraction > 0:
+            train, held_out = stratified_split(splits["train"].labels, fraction, self.seed)
+            if len(held_out) and len(train):
+                name = splits["train"].name
+                splits["val"] = splits["train"].take(held_out, f"{name} (held out)")
+                splits["train"] = splits["train"].take(train, name)
+                self.description += f"; no dev split, so {fraction:.0%} of train is held out ({len(held_out):,})"
+        return splits
+
+    def require(self, role: str) -> Split:
+        """The split with that role ("train", "val" or "test").
+
+        Raises:
+            UserError: There is none, or for training a class has no sample.
+        """
+        if role not in self.splits:
+            raise UserError(
+                f"{self.source} has no {role} split (it has {', '.join(s.name for s in self.splits.values())}); "
+                f"name one with --data.{role}_split"
+            )
+        split = self.splits[role]
+        if role == "train":
+            counts = np.bincount(split.labels, minlength=self.num_classes)
+            if (counts == 0).any():
+                absent = [self.label_names[i] for i in np.flatnonzero(counts == 0)[:5]]
+                raise UserError(
+                    f"{int((counts == 0).sum())} of {self.num_classes} classes have no training sample: {', '.join(absent)}; "
+                    "add images, or remove those classes from the data set"
+                )
+        return split
+
+    @property
+    def train_batches(self) -> GlobalBatchSampler:
+        """The plan of an epoch's micro-batches on this device.
+
+        Raises:
+            UserError: There are more devices than samples in a global batch.
+        """
+        if self._train_sampler is None:
+            n, (rank, world) = len(self.require("train")), self._rank_and_world()
+            steps = -(-n // self.batch_size)
+            share = -(-n // steps) / world
+            self.accumulate = max(1, math.ceil(share / self.micro_batch_size)) if self.micro_batch_size else 1
+            self._train_sampler = GlobalBatchSampler(n, self.batch_size, self.seed, rank, world, self.accumulate)
+        return self._train_sampler
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Take the backbone's pre-processing and, to fit, set the trainer's accumulation from the batch split."""
+        if self.preprocessing is None:
+            module = getattr(self.trainer, "lightning_module", None)
+            self.preprocessing = getattr(module, "preprocessing", None) or Preprocessing()
+        if stage == "fit" and self.trainer:
+            if self.trainer.accumulate_grad_batches != 1 and self.trainer.accumulate_grad_batches != self.accumulate:
+                raise UserError(
+                    "--trainer.accumulate_grad_batches is derived from the batch split; set --data.micro_batch_size instead"
+                )
+            self.trainer.accumulate_grad_batches = self.train_batches.accumulate
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Micro-batches of the training split, from where a resumed run stopped."""
+        sampler = self.train_batches
+        sampler.resume_at = self._resume_at
+        return self._loader("train", sampler, self.augmentation)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Batches of the dev split; an empty list where there is none."""
+        return self.eval_dataloader("val") if "val" in self.splits else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test split."""
+        return self.eval_dataloader("test")
+
+    def eval_dataloader(self, role: str) -> DataLoader[Batch]:
+        """Batches of any split, unaugmented, each sample once over all devices."""
+        sampler = EvaluationSampler(len(self.require(role)), self.eval_batch_size, *self._rank_and_world())
+        return self._loader(role, sampler, None)
+
+    def _loader(self, role: str, sampler: Any, augmentation: Augmentation | None) -> DataLoader[Batch]:
+        data = self._dataset(role, augmentation)
+        workers = 0
+        if isinstance(data, _Images):
+            workers = min(os.cpu_count() or 1, 8) if self.num_workers is None else self.num_workers
+            workers = min(workers, len(sampler))
+        return DataLoader(
+            data,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=_identity,
+            persistent_workers=workers > 0 and role != "test",
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _dataset(self, role: str, augmentation: Augmentation | None) -> Dataset[Batch]:
+        if role not in self._datasets:
+            assert self.preprocessing is not None
+            split = self.require(role)
+            small = _small_images(split, self.preprocessing.image_size)
+            self._datasets[role] = small or _Images(split, self.preprocessing, augmentation, self.seed)
+        return self._datasets[role]
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Report images that could not be decoded.
+
+        Raises:
+            UserError: There are some, and `on_bad_image` is "error".
+        """
+        if isinstance(batch, Batch) and batch.bad:
+            if self.on_bad_image == "error":
+                raise UserError(f"{batch.bad[0]}; remove it, or use --data.on_bad_image skip")
+            self.bad_images.update(batch.bad)
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move images and labels; the rest of a batch stays on the CPU."""
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch._replace(
+            images=batch.images.to(device, non_blocking=True), labels=batch.labels.to(device, non_blocking=True)
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Crop small images, augment and normalise, on the device."""
+        if not isinstance(batch, Batch):
+            return batch
+        return self.prepare(batch, training=bool(self.trainer and self.trainer.training))
+
+    def prepare(self, batch: Batch, training: bool) -> Batch:
+        """A batch as the loader gives it, (b, 3, H, W) uint8, to (b, 3, S, S) float32, normalised; augmented for training."""
+        assert self.preprocessing is not None
+        images = batch.images
+        if training:
+            if not batch.cropped:
+                boxes = crop_boxes(self.augmentation, self.seed, batch.epoch, batch.indices, *images.shape[-2:])
+                images = crop_batch(images, boxes, self.preprocessing.image_size)
+            images = augment_batch(images, self.augmentation, self.preprocessing, self.seed, batch.epoch, batch.indices)
+        else:
+            images = images if batch.cropped else evaluation_crop(images, self.preprocessing)
+            images = normalize(images, self.preprocessing)
+        return batch._replace(images=images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the epoch the run is, for a checkpoint."""
+        if self._train_sampler is None or not self.trainer:
+            return {}
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return {"epoch": self._train_sampler.epoch, "batches_done": done, "batches": len(self._train_sampler)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the batch after the last one done."""
+        if state_dict:
+            self._resume_at = (state_dict["epoch"], state_dict["batches_done"])
+
+
+def _small_images(split: Split, largest_side: int) -> _SmallImages | None:
+    """The split decoded into memory, or None unless its images have one size, within the side given, and fit there."""
+    try:
+        first = decode(split.image_records(np.array([0]))[0], split.name)
+        if max(first.size) > largest_side or len(split) * 3 * first.width * first.height > DECODED_CACHE_BYTES:
+            return None
+        pixels = torch.empty(len(split), 3, first.height, first.width, dtype=torch.uint8)
+        for start in range(0, len(split), 1024):
+            indices = np.arange(start, min(start + 1024, len(split)))
+            for i, record in zip(indices, split.image_records(indices), strict=True):
+                image = decode(record, split.name)
+                if image.size != first.size:
+                    return None
+                pixels[i] = to_tensor(image)
+    except BadImage:
+        return None  # the workers' path names and counts it
+    return _SmallImages(pixels, torch.from_numpy(split.labels))
+
+
+def _identity(batch: Batch) -> Batch:
+    return batch

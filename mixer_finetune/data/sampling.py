@@ -1,0 +1,156 @@
+"""Order and randomness that no machine changes: counter-based, so a value depends on its key alone.
+
+The order of the samples is a function of (seed, epoch); the augmentation of a sample of (seed, epoch, index); drop path of
+(seed, step, position in the global batch). How many workers, devices or interruptions there are does not enter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixer_finetune.errors import UserError
+
+# Separate streams of random numbers, so that no two uses share a value.
+ORDER, CROP, AUGMENT, DROP_PATH, DEV_SPLIT = range(5)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def random_bits(seed: int, stream: int, step: int, index: NDArray[np.integer], draws: int) -> NDArray[np.uint64]:
+    """64 random bits for each index and draw, shape (len(index), draws).
+
+    Args:
+        seed: Of the run.
+        stream: What the bits are for: one of this module's stream constants.
+        step: Epoch or step.
+        index: Of the sample, or its position in the global batch; shape (n,).
+        draws: How many independent values each index gets.
+    """
+    with np.errstate(over="ignore"):
+        increment = np.uint64(0x9E3779B97F4A7C15)
+        key = np.zeros(1, np.uint64)
+        for part in (seed, stream, step):
+            key = _mix(key + np.uint64(part % 2**64) + increment)
+        rows = _mix(key + (np.asarray(index).astype(np.uint64) + np.uint64(1)) * increment)
+        return _mix(rows[:, None] + (np.arange(draws, dtype=np.uint64) + np.uint64(1)) * increment)
+
+
+def uniform(seed: int, stream: int, step: int, index: NDArray[np.integer], draws: int) -> NDArray[np.float64]:
+    """Uniform values in [0, 1), shape (len(index), draws); arguments as for `random_bits`."""
+    return (random_bits(seed, stream, step, index, draws) >> np.uint64(11)) * 2.0**-53
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A permutation of range(n) that depends on (seed, epoch) alone."""
+    return np.argsort(random_bits(seed, ORDER, epoch, np.arange(n), 1)[:, 0], kind="stable")
+
+
+def stratified_split(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split the samples in two, each class in the same proportion, by seed alone.
+
+    Args:
+        labels: Class of each sample, shape (n,).
+        fraction: Share of the second part, 0 to 1; a class of two or more samples keeps one in each part.
+        seed: Of the run.
+
+    Returns:
+        Indices of the first and of the second part, ascending.
+    """
+    rank = random_bits(seed, DEV_SPLIT, 0, np.arange(len(labels)), 1)[:, 0]
+    second = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        second[members[np.argsort(rank[members], kind="stable")[:count]]] = True
+    return np.flatnonzero(~second), np.flatnonzero(second)
+
+
+class MicroBatch(NamedTuple):
+    """The samples that one device takes at once.
+
+    Attributes:
+        epoch: Counted from 0.
+        indices: Of the samples, shape (b,).
+        first: Position of the first of them in the global batch.
+        global_size: Samples in the whole global batch.
+    """
+
+    epoch: int
+    indices: NDArray[np.int64]
+    first: int
+    global_size: int
+
+
+class GlobalBatchSampler:
+    """The micro-batches of one device, out of global batches that no device count changes.
+
+    An epoch's samples are cut into ceil(n / batch_size) global batches of nearly equal size (so that every sample is seen
+    once and no batch is a small remainder), and each global batch into devices x accumulation shares, likewise.
+
+    Args:
+        n: Samples in an epoch.
+        batch_size: Of the global batch, at most.
+        seed: Of the order.
+        rank: Of this device.
+        world_size: Number of devices.
+        accumulate: Micro-batches that a device takes one after the other for one step.
+
+    Raises:
+        UserError: A global batch has fewer samples than there are shares.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1
+    ) -> None:
+        self.n, self.seed, self.rank, self.world_size, self.accumulate = n, seed, rank, world_size, accumulate
+        self.steps = -(-n // batch_size)
+        self.epoch = 0
+        self.resume_at: tuple[int, int] | None = None
+        if n // self.steps < world_size * accumulate:
+            raise UserError(
+                f"a global batch of {n // self.steps} samples can't be shared by {world_size} devices x {accumulate} "
+                "micro-batches; raise --data.batch_size or use fewer --trainer.devices"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        order = epoch_order(self.n, self.seed, self.epoch)
+        done = self.resume_at[1] if self.resume_at and self.resume_at[0] == self.epoch else 0
+        shares = self.world_size * self.accumulate
+        for micro in range(done, len(self)):
+            step, turn = divmod(micro, self.accumulate)
+            start, stop = step * self.n // self.steps, (step + 1) * self.n // self.steps
+            share, size = turn * self.world_size + self.rank, stop - start
+            first, last = share * size // shares, (share + 1) * size // shares
+            yield MicroBatch(self.epoch, order[start + first : start + last], first, size)
+
+
+class EvaluationSampler:
+    """Every sample exactly once over all devices, in batches; device `rank` takes each world_size-th sample."""
+
+    def __init__(self, n: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = np.arange(rank, n, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for start in range(0, len(self.indices), self.batch_size):
+            indices = self.indices[start : start + self.batch_size]
+            yield MicroBatch(0, indices, 0, len(indices))

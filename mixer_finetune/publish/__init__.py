@@ -1,0 +1,1 @@
+"""What comes out: model folders, pictures and results."""

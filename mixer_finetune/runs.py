@@ -1,0 +1,116 @@
+"""Run folders: what a run leaves, each file whole or not at all.
+
+    runs/<recipe>/<date-time>/
+        config.yaml  metrics.csv  results.json  predictions.csv  learning_curves.png  confusion_matrix.png
+        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors}
+
+Nothing here imports torch, so that commands which only look at runs start at once.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixer_finetune.errors import UserError
+
+RUN_VARIABLE = "MIXER_FINETUNE_RUN"
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Have `write` fill a temporary file beside `path`, flush it to disk and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    try:
+        write(Path(name))
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def new_run_folder(output_dir: str, name: str) -> Path:
+    """Create `output_dir/name/<date-time>`; processes that a strategy starts for the same run get the same folder.
+
+    Raises:
+        UserError: The folder can't be written.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0" and RUN_VARIABLE in os.environ:
+        return Path(os.environ[RUN_VARIABLE])
+    parent = Path(output_dir).expanduser() / name
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1000):
+            folder = parent / (stamp if attempt == 0 else f"{stamp}_{attempt}")
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise UserError(f"the output folder {parent} can't be written ({error.strerror}); change --output_dir") from error
+    os.environ[RUN_VARIABLE] = str(folder)
+    return folder
+
+
+def remove_empty_run_folder(folder: Path) -> None:
+    """Remove a run folder that never got a checkpoint, and the folders above it that are then empty."""
+    import shutil
+
+    if not any((folder / "checkpoints").glob("*.ckpt")):
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in list(folder.parents)[:2]:
+            try:
+                parent.rmdir()
+            except OSError:
+                return
+
+
+def read_run_config(run: Path) -> dict[str, Any]:
+    """The `config.yaml` of a run folder.
+
+    Raises:
+        UserError: The folder is not a run folder, or its configuration can't be read.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run folder: it has no config.yaml; expected runs/<recipe>/<date-time>")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a configuration: expected keys such as model and data")
+    return config
+
+
+def run_of(path: Path) -> tuple[Path, Path | None]:
+    """The run folder that a path means, and the checkpoint where it names one.
+
+    Raises:
+        UserError: The path is neither a run folder nor a checkpoint inside one.
+    """
+    if path.is_dir():
+        return path, None
+    if path.is_file():
+        run = path.resolve().parent.parent
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"{path} lies in no run folder; say what to use it on with --recipe or --data.source")
+        return run, path
+    raise UserError(f"there is no run folder or checkpoint '{path}'")

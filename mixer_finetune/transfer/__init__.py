@@ -1,0 +1,1 @@
+"""How it is trained: optimizers, schedules and drop path."""
