@@ -107,6 +107,7 @@ class MixerClassifier(pl.LightningModule):
         self.confusion = MulticlassConfusionMatrix(classes)
         # One row an image: its index, its label, its top classes, their probabilities.
         self.predictions = CatMetric()
+        self.test_tables: dict[str, Tensor] = {}
         self._window = _Window()
 
     @property
@@ -178,12 +179,14 @@ class MixerClassifier(pl.LightningModule):
         top = logits.softmax(-1).topk(min(TOP_K, logits.shape[-1]))
         index = torch.from_numpy(batch.indices).to(logits.device)
         row = [index[:, None], batch.labels[:, None], top.indices, top.values]
-        self.predictions.update(torch.cat([part.double() for part in row], dim=1))
+        self.predictions.update(torch.cat([part.float() for part in row], dim=1))
 
     def on_test_epoch_end(self) -> None:
-        """Log the test metrics, over the whole split and all devices."""
+        """Log the test metrics and keep confusion matrix and predictions, over the whole split and all devices."""
         self.log_dict(self.test_metrics.compute())
-        self.test_metrics.reset()
+        self.test_tables = {"confusion": self.confusion.compute().cpu(), "predictions": self.predictions.compute().cpu()}
+        for metric in (self.test_metrics, self.confusion, self.predictions):
+            metric.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and warm-up and cosine decay by steps."""

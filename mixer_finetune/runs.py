@@ -20,8 +20,6 @@ import yaml
 
 from mixer_finetune.errors import UserError
 
-RUN_VARIABLE = "MIXER_FINETUNE_RUN"
-
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Have `write` fill a temporary file beside `path`, flush it to disk and rename it into place."""
@@ -44,16 +42,16 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def new_run_folder(output_dir: str, name: str) -> Path:
-    """Create `output_dir/name/<date-time>`; processes that a strategy starts for the same run get the same folder.
+def new_run_folder(output_dir: str, name: str, create: bool = True) -> Path:
+    """`output_dir/name/<date-time>`, created; only the first process of a run creates and writes it.
 
     Raises:
         UserError: The folder can't be written.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0" and RUN_VARIABLE in os.environ:
-        return Path(os.environ[RUN_VARIABLE])
     parent = Path(output_dir).expanduser() / name
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if not create:
+        return parent / stamp
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(1000):
@@ -65,7 +63,6 @@ def new_run_folder(output_dir: str, name: str) -> Path:
                 continue
     except OSError as error:
         raise UserError(f"the output folder {parent} can't be written ({error.strerror}); change --output_dir") from error
-    os.environ[RUN_VARIABLE] = str(folder)
     return folder
 
 

@@ -135,6 +135,8 @@ class ImageDataModule(pl.LightningDataModule):
     Attributes:
         label_names: Name of each class.
         num_classes: How many there are.
+        splits: "train", "val" and "test" where they exist.
+        evaluation_role: Which of them results are of.
         description: What was chosen, in one line.
 
     Raises:
@@ -191,6 +193,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.source, self.revision, self.label_names = source, opened.revision, opened.label_names
         self.description = opened.description
         self.splits = self._with_dev_split(opened, val_fraction)
+        self.evaluation_role = next((role for role in ("test", "val") if role in self.splits), None)
         self._datasets: dict[str, Dataset[Batch]] = {}
         self._train_sampler: GlobalBatchSampler | None = None
         self._resume_at: tuple[int, int] | None = None
@@ -274,8 +277,9 @@ class ImageDataModule(pl.LightningDataModule):
         return self.eval_dataloader("val") if "val" in self.splits else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the test split."""
-        return self.eval_dataloader("test")
+        """Batches of the split that results are of: test, or the dev split where there is no test split."""
+        assert self.evaluation_role is not None
+        return self.eval_dataloader(self.evaluation_role)
 
     def eval_dataloader(self, role: str) -> DataLoader[Batch]:
         """Batches of any split, unaugmented, each sample once over all devices."""

@@ -1,0 +1,229 @@
+"""fit, validate and test: a LightningCLI builds the parts, and a run folder takes what comes out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+from mixer_finetune.backbones.load import load_checkpoint
+from mixer_finetune.classifier import MixerClassifier
+from mixer_finetune.data.module import ImageDataModule
+from mixer_finetune.errors import UserError
+from mixer_finetune.options import as_yaml
+from mixer_finetune.precision import use_fast_float32
+from mixer_finetune.progress import MetricsLogger, RunProgress, say
+from mixer_finetune.publish.model_folder import save_model_folder
+from mixer_finetune.publish.results import collect_results, write_results
+from mixer_finetune.runs import new_run_folder, remove_empty_run_folder, write_atomically, write_text
+
+_RUN_KEYS = ("output_dir", "name", "save_every_n_steps")
+
+
+class MixerCLI(LightningCLI):
+    """LightningCLI that gives the model the classes of the data."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link what one part knows and another needs."""
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.label_names", "model.label_names", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints appear whole or not at all, and are read without running code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write beside, flush to disk, rename."""
+        write_atomically(Path(path), lambda temporary: super(AtomicCheckpointIO, self).save_checkpoint(checkpoint, temporary))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read tensors and plain values only."""
+        return load_checkpoint(Path(path))
+
+
+def fit(config: dict[str, Any], resume: Path | None = None) -> int:
+    """Fine-tune, evaluate the best weights and write the run folder.
+
+    Args:
+        config: Merged options: the run's own keys, and `model`, `data`, `trainer`.
+        resume: Run folder to go on with.
+
+    Returns:
+        Exit status: 0, or 1 where the run was interrupted.
+
+    Raises:
+        UserError: A mistake in the configuration or the data; no run folder is left behind.
+    """
+    checkpoint = _resume_point(resume) if resume else None
+    cli = _build(config)
+    trainer, model, data = cli.trainer, cli.model, cli.datamodule
+    data.require("train")
+    run = resume or new_run_folder(config["output_dir"], config["name"], create=trainer.is_global_zero)
+    try:
+        if trainer.is_global_zero:
+            write_text(run / "config.yaml", as_yaml(config))
+        logger = MetricsLogger(run / "metrics.csv")
+        if checkpoint is not None:
+            logger.resume(load_checkpoint(checkpoint)["global_step"])
+        trainer.loggers = [*trainer.loggers, logger]
+        trainer.callbacks += _checkpoints(run, config["save_every_n_steps"], has_dev_split="val" in data.splits)
+        started = time.perf_counter()
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
+        seconds = time.perf_counter() - started
+        best = run / "checkpoints" / "best.ckpt"
+        best = trainer.strategy.broadcast(best if best.is_file() else None)
+        if data.evaluation_role is not None:
+            trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
+        if trainer.is_global_zero:
+            _finish(run, config, cli, seconds)
+    except BaseException as error:
+        if trainer.is_global_zero:
+            if resume is None:
+                remove_empty_run_folder(run)
+            if isinstance(error, SystemExit) and run.is_dir():  # how Lightning ends an interrupted run
+                say(f"interrupted; go on with: mixer-finetune fit --resume {run}")
+        raise
+    return 0
+
+
+def _resume_point(run: Path) -> Path:
+    """The newest checkpoint of a run that can be read."""
+    unread = []
+    for path in (run / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")):
+        if not path.is_file():
+            continue
+        try:
+            load_checkpoint(path)
+        except UserError as error:
+            unread.append(str(error))
+            continue
+        if unread:
+            say(f"{unread[0]}; going on from {path.name} instead")
+        return path
+    raise UserError(unread[0] if unread else f"{run} has no checkpoint to go on from; start anew with fit --config {run}/config.yaml")
+
+
+def _checkpoints(run: Path, every_n_steps: int | None, has_dev_split: bool) -> list[Callback]:
+    """`last.ckpt` inside and at the end of each epoch, and `best.ckpt` by dev accuracy."""
+    common: dict[str, Any] = {"dirpath": run / "checkpoints", "enable_version_counter": False}
+    inside = {"every_n_train_steps": every_n_steps} if every_n_steps else {"train_time_interval": timedelta(minutes=1)}
+    last = {**common, "filename": "last"}
+    callbacks: list[Callback] = [
+        ModelCheckpoint(**last, **inside, save_on_train_epoch_end=False),
+        ModelCheckpoint(**last, every_n_epochs=1, save_on_train_epoch_end=True),
+    ]
+    if has_dev_split:
+        best = ModelCheckpoint(**common, filename="best", monitor="val/accuracy", mode="max", save_on_train_epoch_end=False)
+        callbacks.insert(0, best)
+    return callbacks
+
+
+def _finish(run: Path, config: dict[str, Any], cli: Any, seconds: float) -> None:
+    """Write the model folder, results and pictures, and say what can be done next."""
+    model, data = cli.model, cli.datamodule
+    save_model_folder(run / "model", model.backbone, data.label_names)
+    results = collect_results(model, data, data.evaluation_role)
+    results["seconds"] = round(seconds, 1)
+    results["steps"] = cli.trainer.global_step
+    write_results(run, results, model, data)
+    if results["metrics"]:
+        shown = ", ".join(f"{key} {value:.2%}" for key, value in results["metrics"].items())
+        say(f"{results['split']} ({results['samples']:,} images): {shown}")
+    if data.bad_images:
+        say(f"skipped {len(data.bad_images)} image(s) that can't be decoded: see results.json")
+    say(f"trained in {seconds:.0f} s; everything is in {run}")
+    say("next:")
+    say(f"  mixer-finetune predict {run} FOLDER     classify images")
+    say(f"  mixer-finetune test {run}               evaluate again")
+    say(f"  mixer-finetune fit --config {run}/config.yaml   repeat the run")
+
+
+def evaluate(config: dict[str, Any], role: str) -> int:
+    """Metrics of a run's model or a checkpoint on the dev ("val") or test split, printed."""
+    cli = _build(config)
+    model, data, trainer = cli.model, cli.datamodule, cli.trainer
+    if "trained head kept" not in model.head_note:
+        raise UserError(
+            f"the data's {data.num_classes} classes ({', '.join(data.label_names[:5])}, ...) are not those that the model was "
+            "trained for; choose its own data with --data.source"
+        )
+    data.require(role)
+    data.evaluation_role = role
+    trainer.test(model, data, verbose=False)
+    if trainer.is_global_zero:
+        results = collect_results(model, data, role)
+        for key, value in results["metrics"].items():
+            say(f"{key:<14} {value:.4f}")
+        say(f"on {results['samples']:,} images of split {data.splits[role].name} of {data.source}")
+    return 0
+
+
+def _build(config: dict[str, Any]) -> Any:
+    """Trainer, model and data from a configuration, with what is wrong in one line."""
+    _quiet()
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    asked_classes = config["model"]["num_classes"]
+    parts = {key: value for key, value in config.items() if key not in _RUN_KEYS}
+    parts["model"] = {key: value for key, value in parts["model"].items() if key != "num_classes"}
+    trainer_options = dict(parts["trainer"])
+    if trainer_options.get("plugins") is None:
+        trainer_options["plugins"] = [{"class_path": "mixer_finetune.engine.AtomicCheckpointIO"}]
+    trainer_options.pop("logger", None)
+    callbacks = trainer_options.pop("callbacks", None) or []
+    parts["trainer"] = {
+        **trainer_options,
+        "logger": config["trainer"]["logger"] or False,
+        "callbacks": callbacks,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "default_root_dir": config["output_dir"],
+    }
+    try:
+        cli = MixerCLI(
+            MixerClassifier,
+            ImageDataModule,
+            args=parts,
+            run=False,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False},
+        )
+    except UserError:
+        raise
+    except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise UserError(" ".join(str(error).split())[:500]) from error
+    if asked_classes not in (None, cli.datamodule.num_classes):
+        raise UserError(
+            f"--model.num_classes {asked_classes} contradicts the data, which has {cli.datamodule.num_classes} classes; leave it out"
+        )
+    note = use_fast_float32()
+    cli.trainer.callbacks.append(RunProgress(note, visible=config["trainer"]["enable_progress_bar"] is not False))
+    return cli
+
+
+def _quiet() -> None:
+    """Keep Lightning's tips and notices about what is meant to be so out of the user's way."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*args parameter is intended to run from within Python.*",
+        ".*does not have many workers.*",
+        ".*exists and is not empty.*",
+        ".*logging interval.*",
+        ".*but CUDA.*|.*GPU available but not used.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)`.*",
+        ".*Total length of `.*` across ranks is zero.*",
+        ".*mid-epoch.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,201 @@
+"""What a run shows while it works, and its metrics.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mixer_finetune.runs import write_text
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Print a line, on the first process only."""
+    console.print(text, markup=False)
+
+
+class RunProgress(ProgressBar):
+    """A header that says what is trained on what, a bar with loss, accuracy, images/s and time left, a line an epoch.
+
+    Args:
+        precision_note: About float32 products, for the header.
+        visible: Whether to show the bar; the lines are printed anyway.
+    """
+
+    def __init__(self, precision_note: str | None = None, visible: bool = True) -> None:
+        super().__init__()
+        self.precision_note, self.visible = precision_note, visible
+        self._bar: Progress | None = None
+        self._images, self._since = 0, 0.0
+        self.images_per_second = 0.0
+
+    def disable(self) -> None:
+        """Called by Lightning on all processes but the first."""
+        self.visible = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Print the header and start the bar."""
+        for line in header(trainer, pl_module, self.precision_note):
+            say(line)
+        self._images, self._since = 0, time.perf_counter()
+        if self.visible and trainer.is_global_zero and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,
+            )  # fmt: skip
+            total = int(trainer.estimated_stepping_batches)
+            self._task = self._bar.add_task("training", total=total, completed=trainer.global_step, note="")
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count images; move the bar when there are new figures, so that it costs no synchronisation of its own."""
+        self._images += len(batch.labels) * trainer.world_size
+        if self._bar is not None and trainer.global_step % trainer.log_every_n_steps == 0:
+            note = f"loss {_metric(trainer, 'train/loss')}  accuracy {_metric(trainer, 'train/accuracy')}  {self._rate():,.0f} images/s"
+            self._bar.update(self._task, completed=trainer.global_step, note=note)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A line an epoch."""
+        if trainer.training or trainer.validating and trainer.fit_loop.epoch_loop.batch_progress.current.ready:
+            self._epoch_line(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A line an epoch, where there is no dev split."""
+        if not trainer.enable_validation:
+            self._epoch_line(trainer)
+
+    def _epoch_line(self, trainer: pl.Trainer) -> None:
+        self.images_per_second = self._rate()
+        say(
+            f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>6}  loss {_metric(trainer, 'train/loss')}  "
+            f"train accuracy {_metric(trainer, 'train/accuracy')}  dev accuracy {_metric(trainer, 'val/accuracy')}  "
+            f"{self.images_per_second:,.0f} images/s"
+        )
+
+    def _rate(self) -> float:
+        return self._images / max(time.perf_counter() - self._since, 1e-9)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Remove the bar."""
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Remove the bar before an error is printed."""
+        self._stop()
+
+
+def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[str]:
+    """What is trained, on what, in how many steps: one line each."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    backbone, plan = model.backbone, data.train_batches
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    steps = int(trainer.estimated_stepping_batches)
+    share = -(-plan.n // plan.steps)
+    split = f"{share} images a step = {trainer.world_size} device(s) x {plan.accumulate} micro-batch(es)"
+    revision = f" @ {backbone.origin['revision'][:12]}" if backbone.origin.get("revision") else ""
+    lines = [
+        f"backbone   {backbone.origin['source']}{revision}: {backbone.architecture}, {backbone.image_size} px; {model.head_note}",
+        f"data       {data.description}",
+        f"training   {trained:,} of {total:,} parameters, {steps:,} steps ({steps / plan.steps:.3g} epochs), {split}",
+        f"device     {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, precision {trainer.precision}",
+    ]
+    if precision_note and trainer.strategy.root_device.type == "cpu":
+        lines[-1] += f", {precision_note}"
+    if trainer.global_step:
+        lines.append(f"resuming   at step {trainer.global_step:,} of {steps:,}")
+    return lines
+
+
+def _metric(trainer: pl.Trainer, name: str) -> str:
+    value = trainer.callback_metrics.get(name)
+    if value is None:
+        return "-"
+    return f"{float(value):.3f}" if name.endswith("loss") else f"{float(value):.1%}"
+
+
+class MetricsLogger(Logger):
+    """metrics.csv: one row a step that logged, kept across interruptions.
+
+    The file is written whole, atomically, every few seconds; on a resumed run the rows after the checkpoint's step are
+    dropped, since those steps are done again.
+
+    Args:
+        path: Of the CSV file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, float]] = {}
+        self._saved = 0.0
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Runs have no versions: each has a folder."""
+        return ""
+
+    def resume(self, step: int) -> None:
+        """Read the rows up to that step."""
+        if self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    values = {key: float(value) for key, value in row.items() if value and key != "step"}
+                    if int(row["step"]) <= step:
+                        self.rows[int(row["step"])] = values
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add to the row of that step; a step is counted from 1 once it is done."""
+        values = {key: float(value) for key, value in metrics.items() if not key.startswith("test/")}
+        if values:
+            self.rows.setdefault((step or 0) + 1, {}).update(values)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml has them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file, every few seconds at most: Lightning calls this at each step that logs."""
+        if time.monotonic() - self._saved > 5:
+            self._write()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the file at the end of the run."""
+        self._write()
+
+    def _write(self) -> None:
+        if not self.rows:
+            return
+        self._saved = time.monotonic()
+        columns = ["step"] + sorted({key for row in self.rows.values() for key in row})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        for step in sorted(self.rows):
+            writer.writerow({"step": step, **{key: f"{value:.6g}" for key, value in self.rows[step].items()}})
+        write_text(self.path, text.getvalue())

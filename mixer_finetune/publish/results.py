@@ -1,0 +1,93 @@
+"""results.json, predictions.csv and the pictures of a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixer_finetune import __version__
+from mixer_finetune.publish.figures import confusion_matrix_figure, learning_curves_figure
+from mixer_finetune.runs import write_text
+
+_VERSIONS_OF = ("torch", "torchvision", "lightning", "torchmetrics", "datasets", "huggingface_hub", "numpy")
+
+
+def collect_results(model: Any, data: Any, role: str | None) -> dict[str, Any]:
+    """What was measured, on what, with which versions.
+
+    Args:
+        model: The MixerClassifier, after `trainer.test`.
+        data: The ImageDataModule.
+        role: Of the split that was tested; None where there is none.
+    """
+    metrics, samples = {}, 0
+    if role is not None:
+        logged = model.trainer.callback_metrics
+        metrics = {key.removeprefix("test/"): float(value) for key, value in logged.items() if key.startswith("test/")}
+        samples = int(model.test_tables["confusion"].sum())
+    return {
+        "metrics": metrics,
+        "split": data.splits[role].name if role else None,
+        "samples": samples,
+        "train_samples": len(data.splits["train"]) if "train" in data.splits else 0,
+        "bad_images": sorted(data.bad_images),
+        "classes": data.label_names,
+        "backbone": model.backbone.origin,
+        "data": {"source": data.source, "revision": data.revision},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "device": _device_name(model.trainer),
+        "devices": model.trainer.world_size,
+        "versions": {
+            "mixer_finetune": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _VERSIONS_OF},
+        },
+    }
+
+
+def _device_name(trainer: Any) -> str:
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def write_results(run: Path, results: dict[str, Any], model: Any, data: Any) -> None:
+    """Write results.json, predictions.csv and the pictures into the run folder."""
+    write_text(run / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    learning_curves_figure(run / "metrics.csv", run / "learning_curves.png")
+    if model.test_tables:
+        confusion = model.test_tables["confusion"].numpy()
+        title = f"{results['split']}: {results['metrics']['accuracy']:.2%} of {results['samples']:,} right"
+        confusion_matrix_figure(confusion, data.label_names, title, run / "confusion_matrix.png")
+        split = data.splits[data.evaluation_role]
+        write_text(run / "predictions.csv", _predictions_csv(model.test_tables["predictions"].numpy(), split, data.label_names))
+
+
+def _predictions_csv(rows: np.ndarray, split: Any, names: list[str]) -> str:
+    """A line an image of the split, in its order: name, label, then the top labels with their probabilities."""
+    k = (rows.shape[1] - 2) // 2
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "label", *prediction_columns(k)])
+    for row in rows[np.argsort(rows[:, 0])]:
+        top, probabilities = row[2 : 2 + k].astype(int), row[2 + k :]
+        writer.writerow([split.image_name(int(row[0])), names[int(row[1])], *prediction_cells(top, probabilities, names)])
+    return text.getvalue()
+
+
+def prediction_columns(k: int) -> list[str]:
+    """Column names of the k most probable labels."""
+    return [name for i in range(1, k + 1) for name in (f"label_{i}", f"probability_{i}")]
+
+
+def prediction_cells(top: Any, probabilities: Any, names: list[str]) -> list[str]:
+    """Cells of the k most probable labels: name and probability in turn."""
+    return [cell for i, p in zip(top, probabilities, strict=True) for cell in (names[int(i)], f"{float(p):.6f}")]
