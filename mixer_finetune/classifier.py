@@ -17,7 +17,7 @@ from torchmetrics.classification import (
 )
 
 from mixer_finetune.backbones.load import load_backbone
-from mixer_finetune.data.module import Batch
+from mixer_finetune.data.batches import Batch
 from mixer_finetune.errors import UserError
 from mixer_finetune.publish.model_folder import model_config
 from mixer_finetune.transfer.optimization import build_optimizer, drop_path_factors, warmup_cosine

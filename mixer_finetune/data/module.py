@@ -3,108 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes, crop_image, evaluation_crop, normalize
-from mixer_finetune.data.decode import BadImage, decode, to_tensor
-from mixer_finetune.data.sampling import EvaluationSampler, GlobalBatchSampler, MicroBatch, stratified_split
+from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes
+from mixer_finetune.data.batches import Batch, batch_dataset, batch_loader, evaluation_images
+from mixer_finetune.data.sampling import EvaluationSampler, GlobalBatchSampler, stratified_split
 from mixer_finetune.data.sources import Source, Split, open_source
 from mixer_finetune.errors import UserError
-
-DECODED_CACHE_BYTES = 2**30
-
-
-class Batch(NamedTuple):
-    """What a training or evaluation step gets.
-
-    Attributes:
-        images: (b, 3, S, S): uint8 from the loader, normalised float32 once on the device.
-        labels: (b,) int64.
-        indices: (b,) int64, of the samples in their split; on the CPU a NumPy array.
-        epoch: Counted from 0.
-        first: Position of the first sample in the global batch.
-        global_size: Samples in the whole global batch.
-        cropped: Whether the images have their S x S pixels; small images are cropped on the device.
-        bad: Names and reasons of images that could not be decoded.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: NDArray[np.int64]
-    epoch: int
-    first: int
-    global_size: int
-    cropped: bool
-    bad: tuple[str, ...]
-
-
-class _Images(Dataset[Batch]):
-    """A split whose images are decoded in the workers, one by one, and given out as uint8 batches."""
-
-    def __init__(self, split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None, seed: int) -> None:
-        self.split, self.preprocessing, self.augmentation, self.seed = split, preprocessing, augmentation, seed
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitems__(self, micro: MicroBatch) -> Batch:
-        size = self.preprocessing.image_size
-        images = torch.empty(len(micro.indices), 3, size, size, dtype=torch.uint8)
-        good, bad = [], []
-        for i, record in enumerate(self.split.image_records(micro.indices)):
-            index = micro.indices[i : i + 1]
-            try:
-                image = decode(record, f"{self.split.name}[{int(self.split.rows[index[0]])}]", self._decode_size())
-            except BadImage as error:
-                bad.append(str(error))
-                continue
-            if self.augmentation is None:
-                image = evaluation_crop(image, self.preprocessing)
-            else:
-                box = crop_boxes(self.augmentation, self.seed, micro.epoch, index, image.height, image.width)[0]
-                image = crop_image(image, box, self.preprocessing)
-            images[len(good)] = to_tensor(image)
-            good.append(i)
-        indices = micro.indices[good]
-        labels = torch.from_numpy(self.split.labels[indices])
-        return Batch(images[: len(good)], labels, indices, micro.epoch, micro.first, micro.global_size, True, tuple(bad))
-
-    def _decode_size(self) -> int:
-        """The side, in pixels, below which a shrunk decode could lose detail that the crop shows."""
-        size = self.preprocessing.image_size
-        if self.augmentation is None:
-            return math.ceil(size / self.preprocessing.crop_pct)
-        return math.ceil(size / math.sqrt(self.augmentation.crop_area[0]))
-
-
-class _SmallImages(Dataset[Batch]):
-    """A split of small images of one size, decoded once and kept in memory: a batch is one gather.
-
-    Args:
-        pixels: (n, 3, H, W) uint8.
-        labels: (n,) int64.
-    """
-
-    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
-        self.pixels, self.labels = pixels, labels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitems__(self, micro: MicroBatch) -> Batch:
-        at = torch.from_numpy(micro.indices)
-        return Batch(
-            self.pixels[at], self.labels[at], micro.indices, micro.epoch, micro.first, micro.global_size, cropped=False, bad=()
-        )
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -287,27 +198,10 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(role, sampler, None)
 
     def _loader(self, role: str, sampler: Any, augmentation: Augmentation | None) -> DataLoader[Batch]:
-        data = self._dataset(role, augmentation)
-        workers = 0
-        if isinstance(data, _Images):
-            workers = min(os.cpu_count() or 1, 8) if self.num_workers is None else self.num_workers
-            workers = min(workers, len(sampler))
-        return DataLoader(
-            data,
-            batch_sampler=sampler,
-            num_workers=workers,
-            collate_fn=_identity,
-            persistent_workers=workers > 0 and role != "test",
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def _dataset(self, role: str, augmentation: Augmentation | None) -> Dataset[Batch]:
         if role not in self._datasets:
             assert self.preprocessing is not None
-            split = self.require(role)
-            small = _small_images(split, self.preprocessing.image_size)
-            self._datasets[role] = small or _Images(split, self.preprocessing, augmentation, self.seed)
-        return self._datasets[role]
+            self._datasets[role] = batch_dataset(self.require(role), self.preprocessing, augmentation, self.seed)
+        return batch_loader(self._datasets[role], sampler, self.num_workers, persistent=role != "test")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Report images that could not be decoded.
@@ -345,8 +239,7 @@ class ImageDataModule(pl.LightningDataModule):
                 images = crop_batch(images, boxes, self.preprocessing.image_size)
             images = augment_batch(images, self.augmentation, self.preprocessing, self.seed, batch.epoch, batch.indices)
         else:
-            images = images if batch.cropped else evaluation_crop(images, self.preprocessing)
-            images = normalize(images, self.preprocessing)
+            images = evaluation_images(batch, self.preprocessing)
         return batch._replace(images=images)
 
     def state_dict(self) -> dict[str, Any]:
@@ -360,26 +253,3 @@ class ImageDataModule(pl.LightningDataModule):
         """Go on with the batch after the last one done."""
         if state_dict:
             self._resume_at = (state_dict["epoch"], state_dict["batches_done"])
-
-
-def _small_images(split: Split, largest_side: int) -> _SmallImages | None:
-    """The split decoded into memory, or None unless its images have one size, within the side given, and fit there."""
-    try:
-        first = decode(split.image_records(np.array([0]))[0], split.name)
-        if max(first.size) > largest_side or len(split) * 3 * first.width * first.height > DECODED_CACHE_BYTES:
-            return None
-        pixels = torch.empty(len(split), 3, first.height, first.width, dtype=torch.uint8)
-        for start in range(0, len(split), 1024):
-            indices = np.arange(start, min(start + 1024, len(split)))
-            for i, record in zip(indices, split.image_records(indices), strict=True):
-                image = decode(record, split.name)
-                if image.size != first.size:
-                    return None
-                pixels[i] = to_tensor(image)
-    except BadImage:
-        return None  # the workers' path names and counts it
-    return _SmallImages(pixels, torch.from_numpy(split.labels))
-
-
-def _identity(batch: Batch) -> Batch:
-    return batch

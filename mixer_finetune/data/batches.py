@@ -1,0 +1,170 @@
+"""Batches of a split: decoded image by image in workers, or gathered from memory where the images are small."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mixer_finetune.backbones.preprocessing import Preprocessing
+from mixer_finetune.data.augment import Augmentation, crop_boxes, crop_image, evaluation_crop, normalize
+from mixer_finetune.data.decode import BadImage, decode, to_tensor
+from mixer_finetune.data.sampling import MicroBatch
+from mixer_finetune.data.sources import Split
+
+DECODED_CACHE_BYTES = 2**30
+
+
+class Batch(NamedTuple):
+    """What a training or evaluation step gets.
+
+    Attributes:
+        images: (b, 3, S, S): uint8 from the loader, normalised float32 once on the device.
+        labels: (b,) int64.
+        indices: (b,) int64, of the samples in their split; on the CPU a NumPy array.
+        epoch: Counted from 0.
+        first: Position of the first sample in the global batch.
+        global_size: Samples in the whole global batch.
+        cropped: Whether the images have their S x S pixels; small images are cropped on the device.
+        bad: Names and reasons of images that could not be decoded.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: NDArray[np.int64]
+    epoch: int
+    first: int
+    global_size: int
+    cropped: bool
+    bad: tuple[str, ...]
+
+
+class DecodedImages(Dataset[Batch]):
+    """A split whose images are decoded in the workers, one by one, and given out as uint8 batches."""
+
+    def __init__(self, split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None, seed: int) -> None:
+        self.split, self.preprocessing, self.augmentation, self.seed = split, preprocessing, augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, micro: MicroBatch) -> Batch:
+        size = self.preprocessing.image_size
+        images = torch.empty(len(micro.indices), 3, size, size, dtype=torch.uint8)
+        good, bad = [], []
+        for i, record in enumerate(self.split.image_records(micro.indices)):
+            index = micro.indices[i : i + 1]
+            try:
+                image = decode(record, f"{self.split.name}[{int(self.split.rows[index[0]])}]", self._decode_size())
+            except BadImage as error:
+                bad.append(str(error))
+                continue
+            if self.augmentation is None:
+                image = evaluation_crop(image, self.preprocessing)
+            else:
+                box = crop_boxes(self.augmentation, self.seed, micro.epoch, index, image.height, image.width)[0]
+                image = crop_image(image, box, self.preprocessing)
+            images[len(good)] = to_tensor(image)
+            good.append(i)
+        indices = micro.indices[good]
+        labels = torch.from_numpy(self.split.labels[indices])
+        return Batch(images[: len(good)], labels, indices, micro.epoch, micro.first, micro.global_size, True, tuple(bad))
+
+    def _decode_size(self) -> int:
+        """The side, in pixels, below which a shrunk decode could lose detail that the crop shows."""
+        size = self.preprocessing.image_size
+        if self.augmentation is None:
+            return math.ceil(size / self.preprocessing.crop_pct)
+        return math.ceil(size / math.sqrt(self.augmentation.crop_area[0]))
+
+
+class SmallImages(Dataset[Batch]):
+    """A split of small images of one size, decoded once and kept in memory: a batch is one gather.
+
+    Args:
+        pixels: (n, 3, H, W) uint8.
+        labels: (n,) int64.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        self.pixels, self.labels = pixels, labels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitems__(self, micro: MicroBatch) -> Batch:
+        at = torch.from_numpy(micro.indices)
+        return Batch(
+            self.pixels[at], self.labels[at], micro.indices, micro.epoch, micro.first, micro.global_size, cropped=False, bad=()
+        )
+
+
+def batch_dataset(
+    split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None = None, seed: int = 0
+) -> Dataset[Batch]:
+    """The split as a data set that gives whole batches, from memory if its images are small.
+
+    Args:
+        split: Images and labels.
+        preprocessing: Of the backbone.
+        augmentation: For training; None gives the evaluation crop.
+        seed: Of the run.
+    """
+    return _small_images(split, preprocessing.image_size) or DecodedImages(split, preprocessing, augmentation, seed)
+
+
+def batch_loader(data: Dataset[Batch], sampler: Any, num_workers: int | None, persistent: bool = False) -> DataLoader[Batch]:
+    """A loader of the micro-batches that a sampler names.
+
+    Args:
+        data: From `batch_dataset`.
+        sampler: Yields `MicroBatch`es.
+        num_workers: Processes that decode; None for one a core, at most 8. Images in memory need none.
+        persistent: Keep the workers from epoch to epoch.
+    """
+    workers = 0
+    if isinstance(data, DecodedImages):
+        workers = min(min(os.cpu_count() or 1, 8) if num_workers is None else num_workers, len(sampler))
+    return DataLoader(
+        data,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_identity,
+        persistent_workers=persistent and workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def evaluation_images(batch: Batch, preprocessing: Preprocessing) -> Tensor:
+    """A batch's images as the backbone takes them: (b, 3, S, S) float32, unaugmented, normalised."""
+    images = batch.images if batch.cropped else evaluation_crop(batch.images, preprocessing)
+    return normalize(images, preprocessing)
+
+
+def _identity(batch: Batch) -> Batch:
+    return batch
+
+
+def _small_images(split: Split, largest_side: int) -> SmallImages | None:
+    """The split decoded into memory, or None unless its images have one size, within the side given, and fit there."""
+    try:
+        first = decode(split.image_records(np.array([0]))[0], split.name)
+        if max(first.size) > largest_side or len(split) * 3 * first.width * first.height > DECODED_CACHE_BYTES:
+            return None
+        pixels = torch.empty(len(split), 3, first.height, first.width, dtype=torch.uint8)
+        for start in range(0, len(split), 1024):
+            indices = np.arange(start, min(start + 1024, len(split)))
+            for i, record in zip(indices, split.image_records(indices), strict=True):
+                image = decode(record, split.name)
+                if image.size != first.size:
+                    return None
+                pixels[i] = to_tensor(image)
+    except BadImage:
+        return None  # the workers' path names and counts it
+    return SmallImages(pixels, torch.from_numpy(split.labels))
