@@ -1,0 +1,183 @@
+"""Real commands, from a folder of images to a run folder."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+TINY = ("--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--model.warmup_steps", "2")
+
+
+def run_folder(tmp_path, name):
+    (folder,) = (tmp_path / "runs" / name).iterdir()
+    return folder
+
+
+def weights(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+def assert_bitwise_equal(first, second):
+    assert first.keys() == second.keys()
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+
+
+@pytest.fixture
+def digits_run(cli, tmp_path):
+    """A short run of the digits recipe."""
+    result = cli("fit", "--recipe", "digits", *TINY, "--trainer.max_epochs", 1, "--data.batch_size", 128, check=0)
+    return run_folder(tmp_path, "digits"), result.stdout
+
+
+def test_a_run_leaves_the_whole_run_folder_and_replays_to_the_same_weights(digits_run, cli, tmp_path):
+    run, output = digits_run
+    assert "10 classes" in output and "652,650 of 652,650 parameters" in output and str(run.name) in output
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert files == {
+        "config.yaml", "metrics.csv", "results.json", "predictions.csv", "learning_curves.png", "confusion_matrix.png",
+        "checkpoints/last.ckpt", "checkpoints/best.ckpt", "model/config.json", "model/model.safetensors",
+    }  # fmt: skip
+    results = json.loads((run / "results.json").read_text())
+    assert results["samples"] == 359 and results["train_samples"] == 1295 and results["steps"] == 11
+    with open(run / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["label"] == row["label_1"] for row in rows) / len(rows)
+    assert len(rows) == 359 and right == pytest.approx(results["metrics"]["accuracy"], abs=1e-6)
+    config = json.loads((run / "model" / "config.json").read_text())
+    assert config["label_names"] == [str(digit) for digit in range(10)]
+    with open(run / "metrics.csv", newline="") as file:
+        steps = {row["step"]: row for row in csv.DictReader(file)}
+    assert float(steps["11"]["val/accuracy"]) > 0 and float(steps["10"]["train/loss"]) > 0
+
+    cli("fit", "--config", run / "config.yaml", "--output_dir", "again", check=0)
+    (again,) = (tmp_path / "again" / "digits").iterdir()
+    assert_bitwise_equal(weights(run), weights(again))
+
+    tested = cli("test", run, check=0).stdout
+    assert f"{results['metrics']['accuracy']:.4f}" in tested and "359 images" in tested
+    best = cli("validate", run / "checkpoints" / "best.ckpt", check=0).stdout
+    assert "143 images" in best
+    cli("predict", run, "--source", "digits", "--top_k", 2, "--output", "p.csv", check=0)
+    with open(tmp_path / "p.csv", newline="") as file:
+        predicted = list(csv.DictReader(file))
+    assert [row["label_1"] for row in predicted] == [row["label_1"] for row in rows]
+    assert "label_3" not in predicted[0]
+
+
+def test_a_run_killed_at_any_instant_and_resumed_ends_with_bitwise_the_same_weights(cli, photos, environment, tmp_path):
+    """Photos are decoded by workers, in micro-batches, with every random thing switched on."""
+    options = (
+        "--data.source", photos, *TINY, "--trainer.max_epochs", 4, "--data.batch_size", 8, "--data.micro_batch_size", 4,
+        "--data.color_jitter", 0.3, "--data.random_erasing", 0.5, "--model.drop_path", 0.3, "--save_every_n_steps", 1,
+        "--data.num_workers", 2, "--data.val_fraction", 0.25,
+    )  # fmt: skip
+    cli("fit", *options, "--name", "whole", check=0)
+    whole = run_folder(tmp_path, "whole")
+
+    command = [sys.executable, "-m", "mixer_finetune", "fit", *map(str, options), "--name", "killed"]
+    for kill_after in (2, 9, 14):  # steps; an epoch has 5, so inside the first, the second and the third
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        _wait_for_step(tmp_path / "runs" / "killed", kill_after, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        killed = run_folder(tmp_path, "killed")
+        assert not (killed / "results.json").exists(), "the run ended before it could be killed"
+        command = [sys.executable, "-m", "mixer_finetune", "fit", "--resume", str(killed)]
+    resumed = cli("fit", "--resume", killed, check=0)
+    assert "resuming   at step" in resumed.stdout
+    assert_bitwise_equal(weights(whole), weights(killed))
+    last = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, killed)]
+    assert_bitwise_equal(*last)
+    with open(killed / "metrics.csv", newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == sorted(set(steps)) and steps[-1] == 20
+
+
+def _wait_for_step(parent: Path, step: int, process, seconds=120):
+    """Until a checkpoint of that step or a later one is there."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        for path in parent.glob("*/checkpoints/last.ckpt"):
+            if torch.load(path, weights_only=True)["global_step"] >= step:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint of step {step} within {seconds} s")
+
+
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_is_used(cli, digits_run):
+    run, _ = digits_run
+    before = weights(run)
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    resumed = cli("fit", "--resume", run, check=0)
+    assert "last.ckpt can't be read" in resumed.stdout and "going on from best.ckpt" in resumed.stdout
+    assert_bitwise_equal(before, weights(run))
+
+
+def test_two_processes_give_the_result_of_one(cli, tmp_path):
+    options = ("--recipe", "digits", "--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu", "--data.batch_size", 128)
+    options += ("--model.warmup_steps", 2, "--trainer.max_epochs", 2, "--data.micro_batch_size", 40, "--model.drop_path", 0.1)
+    cli("fit", *options, "--recipe", "ddp", "--trainer.devices", 2, "--name", "two", check=0, OMP_NUM_THREADS="1")
+    cli("fit", *options, "--trainer.devices", 1, "--name", "one", check=0)
+    two, one = run_folder(tmp_path, "two"), run_folder(tmp_path, "one")
+    results = [json.loads((run / "results.json").read_text()) for run in (two, one)]
+    assert results[0]["devices"] == 2 and results[0]["samples"] == results[1]["samples"] == 359
+    assert results[0]["steps"] == results[1]["steps"] == 22
+    for key, value in weights(one).items():
+        assert torch.allclose(weights(two)[key], value, atol=2e-4, rtol=1e-3), key
+    with open(two / "predictions.csv") as file:
+        assert len(file.readlines()) == 360
+
+
+def test_a_linear_probe_moves_the_head_alone(cli, photos, tmp_path):
+    cli("fit", "--recipe", "linear_probe", "--data.source", photos, "--model.backbone", "mixer_nano_32",
+        "--trainer.max_epochs", 1, check=0)  # fmt: skip
+    from mixer_finetune import load_backbone
+
+    fresh, probed = load_backbone("mixer_nano_32", num_classes=3).state_dict(), weights(run_folder(tmp_path, "linear_probe"))
+    assert {key for key in fresh if not torch.equal(fresh[key], probed[key])} == {"head.weight", "head.bias"}
+
+
+def test_what_the_user_types_wins_over_config_and_recipe(cli, tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: {lr: 0.5, momentum: 0.1}\n")
+    shown = cli("fit", "--model.lr", 0.25, "--print_config", "--config", "mine.yaml", "--recipe", "digits", check=0)
+    config = yaml.safe_load(shown.stdout)
+    assert config["model"]["lr"] == 0.25 and config["model"]["momentum"] == 0.1 and config["data"]["source"] == "digits"
+
+
+def test_bad_images_stop_the_run_or_are_skipped_and_counted(cli, photos, tmp_path):
+    import shutil
+
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "red" / "003.png").write_bytes(b"not an image")
+    options = ("fit", "--data.source", folder, *TINY, "--trainer.max_epochs", 1, "--data.num_workers", 1)
+    stopped = cli(*options, check=2)
+    assert "003.png can't be decoded" in stopped.stderr and "--data.on_bad_image skip" in stopped.stderr
+    assert not (tmp_path / "runs").exists()
+    skipped = cli(*options, "--data.on_bad_image", "skip", check=0)
+    assert "skipped 1 image(s)" in skipped.stdout
+    results = json.loads((run_folder(tmp_path, "custom") / "results.json").read_text())
+    assert "003.png" in results["bad_images"][0]
+
+
+def test_predict_classifies_files_and_folders_and_names_what_is_not_there(cli, digits_run, photos, tmp_path):
+    run, _ = digits_run
+    cli("predict", run, photos / "red", photos / "blue" / "000.png", check=0)
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 17 and rows[-1]["file"].endswith("blue/000.png")
+    assert sum(float(rows[0][f"probability_{i}"]) for i in range(1, 6)) <= 1.00001
+    missing = cli("predict", run, "nowhere", check=2)
+    assert missing.stderr == "error: there is no file or folder 'nowhere' to classify\n"

@@ -1,0 +1,64 @@
+"""Real commands on small real images: what all tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """An environment without the user's caches, tokens or network."""
+    home = tmp_path_factory.mktemp("hf_home")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MIXER_"))}
+    return {**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory, environment):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(environment["HF_HOME"]) / "datasets")
+
+
+@pytest.fixture
+def cli(environment, tmp_path):
+    """Run `python -m mixer_finetune ...` in an empty folder."""
+
+    def run(*arguments, timeout=240, check=None, **changes):
+        result = subprocess.run(
+            [sys.executable, "-m", "mixer_finetune", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**environment, **changes},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check is not None:
+            assert result.returncode == check, result.stdout + result.stderr
+        return result
+
+    return run
+
+
+def make_photos(folder, counts, size=(40, 30), suffix=".png", seed=0):
+    """A folder of noisy one-colour images, one sub-folder a class: easy to learn, each image different."""
+    rng = np.random.default_rng(seed)
+    for label, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = rng.integers(0, 60, (size[1], size[0], 3)) + 60 * np.array([label == 0, label == 1, label == 2]) + 60
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:03d}{suffix}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """48 images of three classes, larger than the backbone's input."""
+    return make_photos(tmp_path_factory.mktemp("photos"), {"blue": 16, "green": 16, "red": 16})
