@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +120,33 @@ def batch_dataset(
     return _small_images(split, preprocessing.image_size) or DecodedImages(split, preprocessing, augmentation, seed)
 
 
-def batch_loader(data: Dataset[Batch], sampler: Any, num_workers: int | None, persistent: bool = False) -> DataLoader[Batch]:
+class EpochLoader(DataLoader[Batch]):
+    """A loader that asks where to begin whenever it is iterated.
+
+    Lightning tells epochs only to samplers of its own kind, and creates the first iterator of a resumed run before it tells
+    anything; workers begin to fetch at that moment.
+
+    Args:
+        begin: Puts the sampler where the run is.
+    """
+
+    def __init__(self, *args: Any, begin: Callable[[], None] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._begin = begin
+
+    def __iter__(self) -> Any:
+        if self._begin is not None:
+            self._begin()
+        return super().__iter__()
+
+
+def batch_loader(
+    data: Dataset[Batch],
+    sampler: Any,
+    num_workers: int | None,
+    persistent: bool = False,
+    begin: Callable[[], None] | None = None,
+) -> DataLoader[Batch]:
     """A loader of the micro-batches that a sampler names.
 
     Args:
@@ -127,17 +154,19 @@ def batch_loader(data: Dataset[Batch], sampler: Any, num_workers: int | None, pe
         sampler: Yields `MicroBatch`es.
         num_workers: Processes that decode; None for one a core, at most 8. Images in memory need none.
         persistent: Keep the workers from epoch to epoch.
+        begin: Called whenever the loader is iterated, to put the sampler where the run is.
     """
     workers = 0
     if isinstance(data, DecodedImages):
         workers = min(min(os.cpu_count() or 1, 8) if num_workers is None else num_workers, len(sampler))
-    return DataLoader(
+    return EpochLoader(
         data,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_identity,
         persistent_workers=persistent and workers > 0,
         pin_memory=torch.cuda.is_available(),
+        begin=begin,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -179,9 +180,13 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the training split, from where a resumed run stopped."""
-        sampler = self.train_batches
-        sampler.resume_at = self._resume_at
-        return self._loader("train", sampler, self.augmentation)
+        return self._loader("train", self.train_batches, self.augmentation, begin=self._begin_epoch)
+
+    def _begin_epoch(self) -> None:
+        """Put the sampler at the run's epoch, behind what a resumed run has done of it."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        resumed_epoch, done = self._resume_at or (None, 0)
+        self.train_batches.start_at(epoch, done if epoch == resumed_epoch else 0)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches of the dev split; an empty list where there is none."""
@@ -197,11 +202,13 @@ class ImageDataModule(pl.LightningDataModule):
         sampler = EvaluationSampler(len(self.require(role)), self.eval_batch_size, *self._rank_and_world())
         return self._loader(role, sampler, None)
 
-    def _loader(self, role: str, sampler: Any, augmentation: Augmentation | None) -> DataLoader[Batch]:
+    def _loader(
+        self, role: str, sampler: Any, augmentation: Augmentation | None, begin: Callable[[], None] | None = None
+    ) -> DataLoader[Batch]:
         if role not in self._datasets:
             assert self.preprocessing is not None
             self._datasets[role] = batch_dataset(self.require(role), self.preprocessing, augmentation, self.seed)
-        return batch_loader(self._datasets[role], sampler, self.num_workers, persistent=role != "test")
+        return batch_loader(self._datasets[role], sampler, self.num_workers, persistent=role != "test", begin=begin)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Report images that could not be decoded.

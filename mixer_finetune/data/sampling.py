@@ -114,30 +114,32 @@ class GlobalBatchSampler:
         self.n, self.seed, self.rank, self.world_size, self.accumulate = n, seed, rank, world_size, accumulate
         self.steps = -(-n // batch_size)
         self.epoch = 0
-        self.resume_at: tuple[int, int] | None = None
+        self.done = 0
         if n // self.steps < world_size * accumulate:
             raise UserError(
                 f"a global batch of {n // self.steps} samples can't be shared by {world_size} devices x {accumulate} "
                 "micro-batches; raise --data.batch_size or use fewer --trainer.devices"
             )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
+    def start_at(self, epoch: int, done: int = 0) -> None:
+        """Let the next iteration be of that epoch, without its first `done` micro-batches."""
+        self.epoch, self.done = epoch, done
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        order = epoch_order(self.n, self.seed, self.epoch)
-        done = self.resume_at[1] if self.resume_at and self.resume_at[0] == self.epoch else 0
+        return self._micro_batches(self.epoch, self.done)
+
+    def _micro_batches(self, epoch: int, done: int) -> Iterator[MicroBatch]:
+        order = epoch_order(self.n, self.seed, epoch)
         shares = self.world_size * self.accumulate
         for micro in range(done, len(self)):
             step, turn = divmod(micro, self.accumulate)
             start, stop = step * self.n // self.steps, (step + 1) * self.n // self.steps
             share, size = turn * self.world_size + self.rank, stop - start
             first, last = share * size // shares, (share + 1) * size // shares
-            yield MicroBatch(self.epoch, order[start + first : start + last], first, size)
+            yield MicroBatch(epoch, order[start + first : start + last], first, size)
 
 
 class EvaluationSampler:
