@@ -191,7 +191,7 @@ class MixerClassifier(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and warm-up and cosine decay by steps."""
         optimizer = build_optimizer(self, **self.optimizer_options)  # type: ignore[arg-type]
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.datamodule.total_steps  # type: ignore[attr-defined]
         if self.warmup_steps >= total:
             raise UserError(
                 f"--model.warmup_steps {self.warmup_steps} leaves nothing of the run's {total} steps; lower it or train longer"

@@ -40,6 +40,15 @@ class MixerCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """`last.ckpt` inside an epoch, but not at its last batch: resumed from there, Lightning would leave validation out."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Save when it is due."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints appear whole or not at all, and are read without running code."""
 
@@ -120,7 +129,7 @@ def _checkpoints(run: Path, every_n_steps: int | None, has_dev_split: bool) -> l
     inside = {"every_n_train_steps": every_n_steps} if every_n_steps else {"train_time_interval": timedelta(minutes=1)}
     last = {**common, "filename": "last"}
     callbacks: list[Callback] = [
-        ModelCheckpoint(**last, **inside, save_on_train_epoch_end=False),
+        LastCheckpoint(**last, **inside, save_on_train_epoch_end=False),
         ModelCheckpoint(**last, every_n_epochs=1, save_on_train_epoch_end=True),
     ]
     if has_dev_split:

@@ -55,7 +55,7 @@ class RunProgress(ProgressBar):
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
                 TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,
             )  # fmt: skip
-            total = int(trainer.estimated_stepping_batches)
+            total = trainer.datamodule.total_steps  # type: ignore[attr-defined]
             self._task = self._bar.add_task("training", total=total, completed=trainer.global_step, note="")
             self._bar.start()
 
@@ -107,7 +107,7 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
     backbone, plan = model.backbone, data.train_batches
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    steps = int(trainer.estimated_stepping_batches)
+    steps = data.total_steps
     share = -(-plan.n // plan.steps)
     split = f"{share} images a step = {trainer.world_size} device(s) x {plan.accumulate} micro-batch(es)"
     revision = f" @ {backbone.origin['revision'][:12]}" if backbone.origin.get("revision") else ""

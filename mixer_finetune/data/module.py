@@ -163,6 +163,22 @@ class ImageDataModule(pl.LightningDataModule):
             self._train_sampler = GlobalBatchSampler(n, self.batch_size, self.seed, rank, world, self.accumulate)
         return self._train_sampler
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        The trainer's own `estimated_stepping_batches` would iterate the loader before a resumed run knows where it is.
+        """
+        plan, trainer = self.train_batches, self.trainer
+        assert trainer is not None
+        limit = trainer.limit_train_batches
+        micro = min(int(len(plan) * limit) if isinstance(limit, float) else limit or len(plan), len(plan))
+        steps = -(-micro // plan.accumulate) * (trainer.max_epochs or 0)
+        bounds = [n for n in (steps if (trainer.max_epochs or -1) >= 0 else -1, trainer.max_steps) if n >= 0]
+        if not bounds:
+            raise UserError("the run has no end: set --trainer.max_epochs or --trainer.max_steps")
+        return min(bounds)
+
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
@@ -186,7 +202,12 @@ class ImageDataModule(pl.LightningDataModule):
         """Put the sampler at the run's epoch, behind what a resumed run has done of it."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         resumed_epoch, done = self._resume_at or (None, 0)
-        self.train_batches.start_at(epoch, done if epoch == resumed_epoch else 0)
+        if epoch != resumed_epoch:
+            self.train_batches.start_at(epoch)
+        elif done < len(self.train_batches):
+            self.train_batches.start_at(epoch, done)
+        else:
+            self.train_batches.start_at(epoch + 1)  # Lightning counts the epoch on only after it made the iterator
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches of the dev split; an empty list where there is none."""

@@ -162,7 +162,7 @@ def test_bad_images_stop_the_run_or_are_skipped_and_counted(cli, photos, tmp_pat
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "red" / "003.png").write_bytes(b"not an image")
-    options = ("fit", "--data.source", folder, *TINY, "--trainer.max_epochs", 1, "--data.num_workers", 1)
+    options = ("fit", "--data.source", folder, *TINY, "--trainer.max_epochs", 1, "--data.num_workers", 1, "--data.batch_size", 8)
     stopped = cli(*options, check=2)
     assert "003.png can't be decoded" in stopped.stderr and "--data.on_bad_image skip" in stopped.stderr
     assert not (tmp_path / "runs").exists()
