@@ -81,9 +81,7 @@ class MixerClassifier(pl.LightningModule):
         self.warmup_steps, self.label_smoothing = warmup_steps, label_smoothing
         self.freeze_backbone, self.drop_path, self.seed = freeze_backbone, drop_path, seed
 
-        self.backbone = load_backbone(
-            backbone, num_classes=num_classes, image_size=image_size, revision=revision, seed=seed
-        )
+        self.backbone = load_backbone(backbone, num_classes=num_classes, image_size=image_size, revision=revision, seed=seed)
         self.label_names = label_names or self.backbone.label_names
         self.head_note = self._fit_head(label_names)
         if freeze_backbone:
@@ -184,7 +182,10 @@ class MixerClassifier(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the test metrics and keep confusion matrix and predictions, over the whole split and all devices."""
         self.log_dict(self.test_metrics.compute())
-        self.test_tables = {"confusion": self.confusion.compute().cpu(), "predictions": self.predictions.compute().cpu()}
+        self.test_tables = {
+            "confusion": self.confusion.compute().cpu(),
+            "predictions": self.predictions.compute().cpu(),
+        }
         for metric in (self.test_metrics, self.confusion, self.predictions):
             metric.reset()
 
@@ -196,9 +197,7 @@ class MixerClassifier(pl.LightningModule):
             raise UserError(
                 f"--model.warmup_steps {self.warmup_steps} leaves nothing of the run's {total} steps; lower it or train longer"
             )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total)
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -120,7 +120,9 @@ def _resume_point(run: Path) -> Path:
         if unread:
             say(f"{unread[0]}; going on from {path.name} instead")
         return path
-    raise UserError(unread[0] if unread else f"{run} has no checkpoint to go on from; start anew with fit --config {run}/config.yaml")
+    raise UserError(
+        unread[0] if unread else f"{run} has no checkpoint to go on from; start anew with fit --config {run}/config.yaml"
+    )
 
 
 def _checkpoints(run: Path, every_n_steps: int | None, has_dev_split: bool) -> list[Callback]:
@@ -214,7 +216,7 @@ def _build(config: dict[str, Any]) -> Any:
         raise UserError(" ".join(str(error).split())[:500]) from error
     if asked_classes not in (None, cli.datamodule.num_classes):
         raise UserError(
-            f"--model.num_classes {asked_classes} contradicts the data, which has {cli.datamodule.num_classes} classes; leave it out"
+            f"--model.num_classes {asked_classes} contradicts the data, which has {cli.datamodule.num_classes} classes; leave it out"  # noqa: E501
         )
     note = use_fast_float32()
     cli.trainer.callbacks.append(RunProgress(note, visible=config["trainer"]["enable_progress_bar"] is not False))

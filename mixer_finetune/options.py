@@ -36,7 +36,13 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # the data module shares the batches out itself
 }
 # Set by the run itself, from `seed_everything` and the data.
-_DERIVED = {"model.seed", "data.seed", "model.label_names", "trainer.default_root_dir", "trainer.accumulate_grad_batches"}
+_DERIVED = {
+    "model.seed",
+    "data.seed",
+    "model.label_names",
+    "trainer.default_root_dir",
+    "trainer.accumulate_grad_batches",
+}
 _RUN_OPTIONS: list[tuple[str, Any, Any, str]] = [
     ("seed_everything", int, 0, "Seed of the whole run."),
     ("output_dir", str, "runs", "Where run folders are made."),
@@ -146,7 +152,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if config is None:
         return {}
     if not isinstance(config, dict):
-        raise UserError(f"{path} is not a configuration: expected keys such as model, data and trainer, found a {type(config).__name__}")
+        raise UserError(
+            f"{path} is not a configuration: expected keys such as model, data and trainer, found a {type(config).__name__}"
+        )
     return config
 
 
@@ -210,9 +218,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
 
 def known_options(parser: ArgumentParser) -> dict[str, Any]:
     """Option name (without dashes) to its type."""
-    return {
-        string[2:]: action for action in parser._actions for string in action.option_strings if string.startswith("--")
-    }
+    return {string[2:]: action for action in parser._actions for string in action.option_strings if string.startswith("--")}
 
 
 def nearest(name: str, known: Any, prefix: str = "") -> str:
@@ -231,7 +237,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def _plain(error: ArgumentError, known: dict[str, Any]) -> str:
-    """jsonargparse's message in one line, naming the option as it is typed."""
+    """Jsonargparse's message in one line, naming the option as it is typed."""
     text = " ".join(str(error).split())
     found = re.search(r'(?:Parser key |argument |[Kk]ey )"?(?:--)?([\w.]+)"?:? ?(.*)', text)
     if not found or found[1] not in known:

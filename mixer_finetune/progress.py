@@ -63,7 +63,7 @@ class RunProgress(ProgressBar):
         """Count images; move the bar when there are new figures, so that it costs no synchronisation of its own."""
         self._images += len(batch.labels) * trainer.world_size
         if self._bar is not None and trainer.global_step % trainer.log_every_n_steps == 0:
-            note = f"loss {_metric(trainer, 'train/loss')}  accuracy {_metric(trainer, 'train/accuracy')}  {self._rate():,.0f} images/s"
+            note = f"loss {_metric(trainer, 'train/loss')}  accuracy {_metric(trainer, 'train/accuracy')}  {self._rate():,.0f} images/s"  # noqa: E501
             self._bar.update(self._task, completed=trainer.global_step, note=note)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -112,7 +112,7 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
     split = f"{share} images a step = {trainer.world_size} device(s) x {plan.accumulate} micro-batch(es)"
     revision = f" @ {backbone.origin['revision'][:12]}" if backbone.origin.get("revision") else ""
     lines = [
-        f"backbone   {backbone.origin['source']}{revision}: {backbone.architecture}, {backbone.image_size} px; {model.head_note}",
+        f"backbone   {backbone.origin['source']}{revision}: {backbone.architecture}, {backbone.image_size} px; {model.head_note}",  # noqa: E501
         f"data       {data.description}",
         f"training   {trained:,} of {total:,} parameters, {steps:,} steps ({steps / plan.steps:.3g} epochs), {split}",
         f"device     {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, precision {trainer.precision}",

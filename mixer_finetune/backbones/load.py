@@ -103,7 +103,7 @@ def read_model(source: str, revision: str | None = None) -> tuple[dict[str, Any]
         return (*_read_folder(folder), commit)
     near = difflib.get_close_matches(source, [*BUNDLED, *VARIANTS], n=1)
     raise UserError(
-        f"no backbone '{source}'{f' (did you mean {near[0]}?)' if near else ''}: expected a Hub id (user/name), a model folder, "
+        f"no backbone '{source}'{f' (did you mean {near[0]}?)' if near else ''}: expected a Hub id (user/name), a model folder, "  # noqa: E501
         f"or one of {', '.join([*BUNDLED, *VARIANTS])}; change --model.backbone"
     )
 
@@ -161,9 +161,7 @@ def _sizes(config: dict[str, Any], source: str) -> tuple[str, int, int]:
     """Architecture, classes and image side that a config.json states."""
     architecture = str(config["architecture"])
     if architecture not in VARIANTS:
-        raise UserError(
-            f"{source} is a '{architecture}', which is not supported; expected one of {', '.join(VARIANTS)}"
-        )
+        raise UserError(f"{source} is a '{architecture}', which is not supported; expected one of {', '.join(VARIANTS)}")
     pretrained_cfg = config.get("pretrained_cfg", config)
     default = get_variant(architecture).image_size
     image_size = config.get("model_args", {}).get("img_size") or pretrained_cfg.get("input_size", [3, default])[-1]

@@ -91,7 +91,12 @@ def evaluation_crop(image: Image.Image | Tensor, preprocessing: Preprocessing) -
 
 
 def augment_batch(
-    images: Tensor, augmentation: Augmentation, preprocessing: Preprocessing, seed: int, epoch: int, indices: NDArray[np.int64]
+    images: Tensor,
+    augmentation: Augmentation,
+    preprocessing: Preprocessing,
+    seed: int,
+    epoch: int,
+    indices: NDArray[np.int64],
 ) -> Tensor:
     """Flip, jitter, erase and normalise a training batch, on the batch's device.
 

@@ -58,7 +58,8 @@ class DecodedImages(Dataset[Batch]):
     def __getitems__(self, micro: MicroBatch) -> Batch:
         size = self.preprocessing.image_size
         images = torch.empty(len(micro.indices), 3, size, size, dtype=torch.uint8)
-        good, bad = [], []
+        good: list[int] = []
+        bad: list[str] = []
         for i, record in enumerate(self.split.image_records(micro.indices)):
             index = micro.indices[i : i + 1]
             try:
@@ -102,7 +103,14 @@ class SmallImages(Dataset[Batch]):
     def __getitems__(self, micro: MicroBatch) -> Batch:
         at = torch.from_numpy(micro.indices)
         return Batch(
-            self.pixels[at], self.labels[at], micro.indices, micro.epoch, micro.first, micro.global_size, cropped=False, bad=()
+            self.pixels[at],
+            self.labels[at],
+            micro.indices,
+            micro.epoch,
+            micro.first,
+            micro.global_size,
+            cropped=False,
+            bad=(),
         )
 
 

@@ -78,7 +78,11 @@ class ImageDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("micro_batch_size", micro_batch_size)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("micro_batch_size", micro_batch_size),
+        ):
             if value is not None and value < 1:
                 raise UserError(f"--data.{name} must be 1 or more, got {value}")
         if not 0 <= val_fraction < 1:

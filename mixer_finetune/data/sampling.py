@@ -108,9 +108,7 @@ class GlobalBatchSampler:
         UserError: A global batch has fewer samples than there are shares.
     """
 
-    def __init__(
-        self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1
-    ) -> None:
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1) -> None:
         self.n, self.seed, self.rank, self.world_size, self.accumulate = n, seed, rank, world_size, accumulate
         self.steps = -(-n // batch_size)
         self.epoch = 0

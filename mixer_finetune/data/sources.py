@@ -204,7 +204,9 @@ def _image_column(features: Any, wanted: str | None) -> str:
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if wanted is not None:
         if wanted not in images:
-            raise UserError(f"--data.image_column '{wanted}' is not an image column; image columns: {', '.join(images) or 'none'}")
+            raise UserError(
+                f"--data.image_column '{wanted}' is not an image column; image columns: {', '.join(images) or 'none'}"
+            )
         return wanted
     if not images:
         raise UserError(f"no image column among {', '.join(features)}; expected one of type Image, or a folder of images")

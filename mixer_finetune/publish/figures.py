@@ -65,7 +65,15 @@ def confusion_matrix_figure(counts: np.ndarray, names: list[str], title: str, pa
     axis.set(xlabel="predicted", ylabel="true", title=title)
     if n <= MOST_NUMBERED_CLASSES:
         for i, j in np.argwhere(counts):
-            axis.text(j, i, int(counts[i, j]), ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 0.5 else "black")
+            axis.text(
+                j,
+                i,
+                str(int(counts[i, j])),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[i, j] > 0.5 else "black",
+            )
     _save(figure, path)
 
 

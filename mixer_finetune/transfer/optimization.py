@@ -17,9 +17,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     Biases, norms and affine scales are told by what they are (anything but the weight of a linear or convolution), not by
     their number of dimensions: ResMLP's affine scales are (1, 1, C) and must not decay either.
     """
-    matrices = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     trainable = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trainable if id(p) in matrices], "weight_decay": weight_decay},
@@ -27,9 +25,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
-def build_optimizer(
-    model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, name: str, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """SGD with momentum (the paper's choice for fine-tuning) or AdamW over the trainable parameters."""
     groups = parameter_groups(model, weight_decay)
     if name == "sgd":

@@ -14,7 +14,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-TINY = ("--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--model.warmup_steps", "2")
+TINY = (
+    "--model.backbone",
+    "mixer_nano_32",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.devices",
+    "1",
+    "--model.warmup_steps",
+    "2",
+)
 
 
 def run_folder(tmp_path, name):
@@ -126,8 +135,26 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_is_used(cli, digi
 
 
 def test_two_processes_give_the_result_of_one(cli, tmp_path):
-    options = ("--recipe", "digits", "--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu", "--data.batch_size", 128)
-    options += ("--model.warmup_steps", 2, "--trainer.max_epochs", 2, "--data.micro_batch_size", 40, "--model.drop_path", 0.1)
+    options = (
+        "--recipe",
+        "digits",
+        "--model.backbone",
+        "mixer_nano_32",
+        "--trainer.accelerator",
+        "cpu",
+        "--data.batch_size",
+        128,
+    )
+    options += (
+        "--model.warmup_steps",
+        2,
+        "--trainer.max_epochs",
+        2,
+        "--data.micro_batch_size",
+        40,
+        "--model.drop_path",
+        0.1,
+    )
     cli("fit", *options, "--recipe", "ddp", "--trainer.devices", 2, "--name", "two", check=0, OMP_NUM_THREADS="1")
     cli("fit", *options, "--trainer.devices", 1, "--name", "one", check=0)
     two, one = run_folder(tmp_path, "two"), run_folder(tmp_path, "one")
@@ -145,7 +172,10 @@ def test_a_linear_probe_moves_the_head_alone(cli, photos, tmp_path):
         "--trainer.max_epochs", 1, check=0)  # fmt: skip
     from mixer_finetune import load_backbone
 
-    fresh, probed = load_backbone("mixer_nano_32", num_classes=3).state_dict(), weights(run_folder(tmp_path, "linear_probe"))
+    fresh, probed = (
+        load_backbone("mixer_nano_32", num_classes=3).state_dict(),
+        weights(run_folder(tmp_path, "linear_probe")),
+    )
     assert {key for key in fresh if not torch.equal(fresh[key], probed[key])} == {"head.weight", "head.bias"}
 
 
@@ -162,7 +192,18 @@ def test_bad_images_stop_the_run_or_are_skipped_and_counted(cli, photos, tmp_pat
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "red" / "003.png").write_bytes(b"not an image")
-    options = ("fit", "--data.source", folder, *TINY, "--trainer.max_epochs", 1, "--data.num_workers", 1, "--data.batch_size", 8)
+    options = (
+        "fit",
+        "--data.source",
+        folder,
+        *TINY,
+        "--trainer.max_epochs",
+        1,
+        "--data.num_workers",
+        1,
+        "--data.batch_size",
+        8,
+    )
     stopped = cli(*options, check=2)
     assert "003.png can't be decoded" in stopped.stderr and "--data.on_bad_image skip" in stopped.stderr
     assert not (tmp_path / "runs").exists()
