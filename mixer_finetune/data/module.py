@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -37,6 +38,8 @@ class ImageDataModule(pl.LightningDataModule):
         micro_batch_size: Most samples that a device takes at once; the rest of its share is accumulated.
         eval_batch_size: Samples that a device takes at once in evaluation.
         crop_area: Smallest and largest share of the image that the training crop keeps; [1, 1] squashes the whole image.
+        crop_pct: Share of the shorter side that the evaluation crop keeps; the backbone's own when not given. It is exported
+            with the model.
         flip: Mirror training images left-right, half of the time.
         color_jitter: Brightness, contrast and saturation each vary by this much (0 to 1).
         random_erasing: Probability of blanking a rectangle.
@@ -70,6 +73,7 @@ class ImageDataModule(pl.LightningDataModule):
         micro_batch_size: int | None = None,
         eval_batch_size: int = 256,
         crop_area: tuple[float, float] = (0.05, 1.0),
+        crop_pct: float | None = None,
         flip: bool = True,
         color_jitter: float = 0.0,
         random_erasing: float = 0.0,
@@ -89,11 +93,14 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(f"--data.val_fraction must be at least 0 and below 1, got {val_fraction}")
         if not 0 < crop_area[0] <= crop_area[1] <= 1:
             raise UserError(f"--data.crop_area must be two shares with 0 < smallest <= largest <= 1, got {list(crop_area)}")
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise UserError(f"--data.crop_pct must be above 0 and at most 1, got {crop_pct}")
         if on_bad_image not in ("error", "skip"):
             raise UserError(f"--data.on_bad_image must be error or skip, got '{on_bad_image}'")
         self.batch_size, self.micro_batch_size, self.eval_batch_size = batch_size, micro_batch_size, eval_batch_size
         self.augmentation = Augmentation(crop_area, flip=flip, color_jitter=color_jitter, random_erasing=random_erasing)
         self.num_workers, self.on_bad_image, self.seed = num_workers, on_bad_image, seed
+        self.crop_pct = crop_pct
         self.bad_images: set[str] = set()
         self.preprocessing: Preprocessing | None = None
         self.accumulate = 1
@@ -188,9 +195,14 @@ class ImageDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Take the backbone's pre-processing and, to fit, set the trainer's accumulation from the batch split."""
+        module: Any = getattr(self.trainer, "lightning_module", None)
         if self.preprocessing is None:
-            module = getattr(self.trainer, "lightning_module", None)
             self.preprocessing = getattr(module, "preprocessing", None) or Preprocessing()
+            if self.crop_pct is not None:
+                self.preprocessing = replace(self.preprocessing, crop_pct=self.crop_pct)
+        if module is not None:
+            # The model is exported with the pre-processing that it was evaluated with.
+            module.backbone.preprocessing = self.preprocessing
         if stage == "fit" and self.trainer:
             if self.trainer.accumulate_grad_batches != 1 and self.trainer.accumulate_grad_batches != self.accumulate:
                 raise UserError(
