@@ -6,6 +6,7 @@ Everything goes through `datasets.load_dataset`; images stay undecoded in Arrow 
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,8 @@ def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, s
         FileNotFoundError,
         ValueError,
     ) as error:
+        if empty := re.search(r'Instruction "(.+)" corresponds to no data', str(error)):
+            raise UserError(f"the split '{empty[1]}' of {source} is empty; remove its files or add images") from error
         raise UserError(f"--data.source '{source}' can't be read as an image data set: {_cause(error)}") from error
     if not len(tables):
         raise UserError(f"--data.source '{source}' holds no data")

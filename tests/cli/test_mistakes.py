@@ -1,0 +1,117 @@
+"""Bad input gets one line, exit status 2 and leaves nothing behind; and no mistake waits for torch to be imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import make_photos
+
+FIT = ("fit", "--recipe", "digits")
+
+# What is typed -> what the line must say. None of these needs torch.
+LIGHT = {
+    "unknown command": (("fitt",), "unknown command 'fitt' (did you mean fit?)"),
+    "unknown recipe": (("fit", "--recipe", "cifar1000"), "unknown recipe 'cifar1000'; did you mean cifar100?"),
+    "misspelt option": ((*FIT, "--model.learning_rat", "1"), "unknown option --model.learning_rat"),
+    "option of no group": ((*FIT, "--lr", "1"), "unknown option --lr (did you mean --model.lr?)"),
+    "wrong type": ((*FIT, "--model.lr", "fast"), "--model.lr expects float, got fast"),
+    "wrong type of many": ((*FIT, "--trainer.max_epochs", "ten"), "--trainer.max_epochs expects int or null, got ten"),
+    "no value": (("fit", "--recipe"), "--recipe needs a value"),
+    "no data": (("fit", "--model.lr", "0.1"), "no data: give --recipe"),
+    "no configuration": (("fit", "--config", "nowhere.yaml"), "the configuration nowhere.yaml can't be read"),
+    "no run": (("fit", "--resume", "nowhere"), "nowhere is not a run folder"),
+    "nothing to test": (("test",), "expected: test RUN|CHECKPOINT"),
+    "no such checkpoint": (("test", "nowhere.ckpt"), "there is no run folder or checkpoint 'nowhere.ckpt'"),
+    "nothing to predict": (("predict", "runs/x"), "expected: predict RUN|CHECKPOINT|MODEL FOLDER|FILE"),
+    "unknown recipes command": (("recipes", "edit", "x"), "expected: recipes [show NAME"),
+}
+HEAVY = {
+    "no such source": ((*FIT, "--data.source", "nowhere"), "--data.source 'nowhere' does not exist"),
+    "contradicting classes": ((*FIT, "--model.num_classes", "7"), "--model.num_classes 7 contradicts the data, which has 10"),
+    "no such backbone": ((*FIT, "--model.backbone", "mixer_nan"), "no backbone 'mixer_nan' (did you mean mixer_nano?)"),
+    "image size": (
+        (*FIT, "--model.backbone", "mixer_nano_32", "--model.image_size", "33"),
+        "image size 33 is not a multiple of mixer_nano_32's patch size 4; use --model.image_size 32 or 36",
+    ),
+    "output folder": ((*FIT, "--output_dir", "/dev/null/runs"), "can't be written"),
+    "bad optimizer": ((*FIT, "--model.optimizer", "lion"), "--model.optimizer must be sgd or adamw, got 'lion'"),
+    "negative batch": ((*FIT, "--data.batch_size", "-4"), "--data.batch_size must be 1 or more, got -4"),
+    "crop": ((*FIT, "--data.crop_area", "[0.9, 0.1]"), "--data.crop_area must be two shares"),
+    "too many devices": ((*FIT, "--trainer.strategy", "dpp"), "dpp"),
+    "backbone offline": (
+        (*FIT, "--model.backbone", "nobody/nothing"),
+        "can't be reached and the model 'nobody/nothing' is not in the cache; to work offline",
+    ),
+    "data offline": ((*FIT, "--data.source", "nobody/nothing"), "to work offline, give --data.source a local folder"),
+}
+
+
+def one_line(result):
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize("case", LIGHT)
+def test_a_mistake_is_one_line(cli, tmp_path, case):
+    arguments, expected = LIGHT[case]
+    assert expected in one_line(cli(*arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", HEAVY)
+def test_a_mistake_found_later_is_one_line_and_leaves_no_run_folder(cli, tmp_path, case):
+    arguments, expected = HEAVY[case]
+    # A port where nothing listens stands for a Hub that can't be reached.
+    assert expected in one_line(cli(*arguments, HF_ENDPOINT="http://127.0.0.1:9"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_yaml_that_does_not_parse_or_has_several_mistakes_names_the_file(cli, tmp_path):
+    (tmp_path / "bad.yaml").write_text("model: [1,")
+    assert "bad.yaml is not valid YAML" in one_line(cli("fit", "--config", "bad.yaml"))
+    (tmp_path / "two.yaml").write_text("model: {lrr: 1, lr: fast}\ndata: 3\n")
+    line = one_line(cli("fit", "--config", "two.yaml"))
+    assert "two.yaml: unknown option 'model.lrr' (did you mean model.lr?) (and 2 more" in line
+    result = cli("recipes", "validate", "two.yaml", check=2)
+    assert len(result.stderr.splitlines()) == 3 and "--model.lr expects float" in result.stderr
+
+
+def test_recipes_are_listed_shown_copied_and_all_valid(cli, tmp_path):
+    listed = cli("recipes", check=0).stdout
+    names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ")]
+    assert {"digits", "cifar10", "cifar100", "imagefolder", "pretrain_nano", "cpu", "ddp", "linear_probe"} <= set(names)
+    for name in names:
+        cli("recipes", "validate", name, check=0)
+    assert cli("recipes", "show", "digits", check=0).stdout.startswith("# Handwritten digits")
+    cli("recipes", "copy", "digits", "mine.yaml", check=0)
+    assert "mine.yaml exists already" in one_line(cli("recipes", "copy", "digits", "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("fit", "--help"), ("recipes",), ("fit", "--recipe", "x"), ("predict", "--help")]
+)
+def test_help_lists_and_mistakes_import_neither_torch_nor_lightning(arguments, environment):
+    code = (
+        "import sys; from mixer_finetune.cli import main\n"
+        f"try: main({list(arguments)!r})\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'lightning', 'datasets', 'numpy'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=60)
+
+
+def test_a_model_of_other_classes_is_not_tested_silently(cli, photos, tmp_path):
+    options = ("--model.backbone", "mixer_nano_32", "--trainer.max_epochs", "1")
+    cli("fit", "--data.source", photos, *options, "--name", "three", check=0)
+    (run,) = (tmp_path / "runs" / "three").iterdir()
+    others = make_photos(tmp_path / "others", {"cat": 4, "dog": 4, "cow": 4})
+    assert "are not those that the model was trained for" in one_line(cli("test", run, "--data.source", others))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_without_permission_is_one_line(cli, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "can't be written" in one_line(cli(*FIT, "--output_dir", "locked"))
