@@ -107,6 +107,8 @@ class MixerClassifier(pl.LightningModule):
         self.predictions = CatMetric()
         self.test_tables: dict[str, Tensor] = {}
         self._window = _Window()
+        # Whether the last training step logged, for callbacks.
+        self.logged = False
 
     @property
     def preprocessing(self):
@@ -146,19 +148,19 @@ class MixerClassifier(pl.LightningModule):
             logits = self.backbone(batch.images, keep)  # (b, classes)
         total = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing, reduction="sum")
         self._window.add(total, logits, batch.labels)
+        self.logged = self._log_is_due(batch_idx)
+        if self.logged:  # nothing else of a step waits for the device
+            values = {**self._window.drain(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+            self.log_dict({f"train/{key}": value for key, value in values.items()}, sync_dist=self.trainer.world_size > 1)
         # Lightning averages over devices and micro-batches; scaled so, that average is the global batch's mean.
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return total * (shares / batch.global_size)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log what came since the last time, every `log_every_n_steps`: the only host-device synchronisation of a step."""
+    def _log_is_due(self, batch_idx: int) -> bool:
+        """Whether this micro-batch ends a step that logs: each `log_every_n_steps`-th, and the last of an epoch."""
         trainer = self.trainer
-        due = trainer.global_step % trainer.log_every_n_steps == 0 or trainer.is_last_batch
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if due and stepped:
-            optimizer = trainer.optimizers[0]
-            values = {**self._window.drain(), "lr": optimizer.param_groups[0]["lr"]}
-            self.log_dict({f"train/{key}": value for key, value in values.items()})
+        ends_step = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        return ends_step and (trainer.is_last_batch or (self.global_step + 1) % trainer.log_every_n_steps == 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the dev metrics."""
@@ -203,6 +205,12 @@ class MixerClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained: `load_backbone` reads it without anything else."""
         checkpoint["model_config"] = model_config(self.backbone, self.label_names)
+        checkpoint["window"] = self._window.sums
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the loss and accuracy that were being gathered."""
+        if checkpoint["window"] is not None:
+            self._window.sums = checkpoint["window"].to(self.device)
 
 
 class _Window:

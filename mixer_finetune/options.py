@@ -10,8 +10,9 @@ import ast
 import difflib
 import importlib.util
 import re
+import types
 import typing
-from argparse import ArgumentError
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from mixer_finetune.errors import UserError
 
@@ -49,6 +50,10 @@ _RUN_OPTIONS: list[tuple[str, Any, Any, str]] = [
     ("name", str | None, None, "Folder of the run inside output_dir; the recipe's name when not given."),
     ("save_every_n_steps", int | None, None, "Steps between checkpoints inside an epoch; one a minute when not given."),
 ]
+
+
+class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Types and defaults as jsonargparse shows them, the description's lines as they were written."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,14 @@ def _argument_helps(docstring: str) -> dict[str, str]:
 
 def run_parser(prog: str, description: str) -> ArgumentParser:
     """The parser of everything that a recipe or the command line may set on a run."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, default_env=False)
+    parser = ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [options]",
+        description=description,
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        default_env=False,
+    )
     for name, kind, default, text in _RUN_OPTIONS:
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     spec = importlib.util.find_spec("lightning")
@@ -243,10 +255,20 @@ def _plain(error: ArgumentError, known: dict[str, Any]) -> str:
     if not found or found[1] not in known:
         return text
     key, detail = found.groups()
-    kind = known[key]
-    expected = getattr(getattr(kind, "_typehint", None), "__name__", None) or str(getattr(kind, "_typehint", "")) or "a value"
-    got = re.search(r"Got value: (.*?)(?: -|$)", detail) or re.search(r"(?:given|input) value:? (.*)", detail)
-    return f"--{key} expects {expected.replace('typing.', '')}" + (f", got {got[1]}" if got else f": {detail}")
+    expected = _type_name(getattr(known[key], "_typehint", None) or "a value")
+    got = re.search(r"(?:[Gg]ot|[Gg]iven|input) value:? (?!type)(.*?)(?: -|$)", detail)
+    return f"--{key} expects {expected}" + (f", got {got[1]}" if got else f": {detail}")
+
+
+def _type_name(kind: Any) -> str:
+    """A type as a user would say it: `int or null`."""
+    if kind is type(None):
+        return "null"
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_type_name, typing.get_args(kind))))
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(kind)))
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
 
 
 def as_yaml(config: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -62,7 +61,7 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count images; move the bar when there are new figures, so that it costs no synchronisation of its own."""
         self._images += len(batch.labels) * trainer.world_size
-        if self._bar is not None and trainer.global_step % trainer.log_every_n_steps == 0:
+        if self._bar is not None and pl_module.logged:
             note = f"loss {_metric(trainer, 'train/loss')}  accuracy {_metric(trainer, 'train/accuracy')}  {self._rate():,.0f} images/s"  # noqa: E501
             self._bar.update(self._task, completed=trainer.global_step, note=note)
 
@@ -131,65 +130,56 @@ def _metric(trainer: pl.Trainer, name: str) -> str:
     return f"{float(value):.3f}" if name.endswith("loss") else f"{float(value):.1%}"
 
 
-class MetricsLogger(Logger):
-    """metrics.csv: one row a step that logged, kept across interruptions.
+class MetricsFile(pl.Callback):
+    """metrics.csv: one row a step that logged, kept in the checkpoints, so that a resumed run goes on with the same rows.
 
-    The file is written whole, atomically, every few seconds; on a resumed run the rows after the checkpoint's step are
-    dropped, since those steps are done again.
+    The file is written whole, atomically, every few seconds, by the first process.
 
     Args:
         path: Of the CSV file.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
         self._saved = 0.0
 
-    @property
-    def name(self) -> str:
-        """Name of the logger."""
-        return "metrics"
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
 
-    @property
-    def version(self) -> str:
-        """Runs have no versions: each has a folder."""
-        return ""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the checkpoint's rows."""
+        self.rows = dict(state_dict["rows"])
 
-    def resume(self, step: int) -> None:
-        """Read the rows up to that step."""
-        if self.path.is_file():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    values = {key: float(value) for key, value in row.items() if value and key != "step"}
-                    if int(row["step"]) <= step:
-                        self.rows[int(row["step"])] = values
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Take what the step logged."""
+        if pl_module.logged:
+            self._take(trainer, "train/")
 
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add to the row of that step; a step is counted from 1 once it is done."""
-        values = {key: float(value) for key, value in metrics.items() if not key.startswith("test/")}
-        if values:
-            self.rows.setdefault((step or 0) + 1, {}).update(values)
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Take the dev metrics."""
+        if not trainer.sanity_checking:
+            self._take(trainer, "val/")
 
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the file, every few seconds at most: Lightning calls this at each step that logs."""
-        if time.monotonic() - self._saved > 5:
-            self._write()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write the file at the end of the run."""
-        self._write()
+        self._write(trainer)
 
-    def _write(self) -> None:
-        if not self.rows:
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Write what there is when the run is interrupted."""
+        self._write(trainer)
+
+    def _take(self, trainer: pl.Trainer, prefix: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        values = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith(prefix)}
+        self.rows.setdefault(trainer.global_step, {}).update(values)
+        if time.monotonic() - self._saved > 5:
+            self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if not self.rows or not trainer.is_global_zero:
             return
         self._saved = time.monotonic()
         columns = ["step"] + sorted({key for row in self.rows.values() for key in row})

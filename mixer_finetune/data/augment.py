@@ -29,6 +29,7 @@ class Augmentation:
         crop_area: Smallest and largest share of the image's area that the training crop keeps; (1, 1) squashes the whole image.
         crop_ratio: Smallest and largest aspect ratio (width / height) of the crop, relative to the image's own square.
         flip: Mirror left-right with probability one half.
+        rotation: Turn by an angle of up to this many degrees, either way.
         color_jitter: Brightness, contrast and saturation are each scaled by a factor in 1 -+ this.
         random_erasing: Probability that a rectangle of 2% to 33% of the image is set to the mean colour.
     """
@@ -36,6 +37,7 @@ class Augmentation:
     crop_area: tuple[float, float] = (0.05, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    rotation: float = 0.0
     color_jitter: float = 0.0
     random_erasing: float = 0.0
 
@@ -98,7 +100,7 @@ def augment_batch(
     epoch: int,
     indices: NDArray[np.int64],
 ) -> Tensor:
-    """Flip, jitter, erase and normalise a training batch, on the batch's device.
+    """Flip, turn, jitter, erase and normalise a training batch, on the batch's device.
 
     Args:
         images: (B, 3, S, S), uint8 or float, in 0..255.
@@ -115,6 +117,8 @@ def augment_batch(
     x = images.float() / 255
     if augmentation.flip:
         x = torch.where((u[:, 0] < 0.5)[:, None, None, None], x.flip(-1), x)
+    if augmentation.rotation:
+        x = rotate_batch(x, augmentation.rotation * (2 * u[:, 9] - 1))
     if augmentation.color_jitter:
         factors = 1 + augmentation.color_jitter * (2 * u[:, 1:4] - 1)  # (B, 3)
         brightness, contrast, saturation = factors.T[..., None, None, None]  # each (B, 1, 1, 1)
@@ -125,6 +129,23 @@ def augment_batch(
     if augmentation.random_erasing:
         x = x.masked_fill(_erased(u[:, 4:9], augmentation.random_erasing, x.shape[-1]), 0.0)
     return x
+
+
+def rotate_batch(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turn each of a batch of square images about its centre, bilinearly; what comes into view repeats the edge.
+
+    Args:
+        images: (B, 3, S, S) float32.
+        degrees: (B,), anticlockwise.
+
+    Returns:
+        (B, 3, S, S) float32.
+    """
+    angle = torch.deg2rad(degrees)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    theta = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)  # (B, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -41,6 +41,7 @@ class ImageDataModule(pl.LightningDataModule):
         crop_pct: Share of the shorter side that the evaluation crop keeps; the backbone's own when not given. It is exported
             with the model.
         flip: Mirror training images left-right, half of the time.
+        rotation: Turn training images by up to this many degrees, either way.
         color_jitter: Brightness, contrast and saturation each vary by this much (0 to 1).
         random_erasing: Probability of blanking a rectangle.
         num_workers: Worker processes that decode; by default one a core, at most 8 (none where images fit decoded in memory).
@@ -75,6 +76,7 @@ class ImageDataModule(pl.LightningDataModule):
         crop_area: tuple[float, float] = (0.05, 1.0),
         crop_pct: float | None = None,
         flip: bool = True,
+        rotation: float = 0.0,
         color_jitter: float = 0.0,
         random_erasing: float = 0.0,
         num_workers: int | None = None,
@@ -98,7 +100,9 @@ class ImageDataModule(pl.LightningDataModule):
         if on_bad_image not in ("error", "skip"):
             raise UserError(f"--data.on_bad_image must be error or skip, got '{on_bad_image}'")
         self.batch_size, self.micro_batch_size, self.eval_batch_size = batch_size, micro_batch_size, eval_batch_size
-        self.augmentation = Augmentation(crop_area, flip=flip, color_jitter=color_jitter, random_erasing=random_erasing)
+        self.augmentation = Augmentation(
+            crop_area, flip=flip, rotation=rotation, color_jitter=color_jitter, random_erasing=random_erasing
+        )
         self.num_workers, self.on_bad_image, self.seed = num_workers, on_bad_image, seed
         self.crop_pct = crop_pct
         self.bad_images: set[str] = set()
