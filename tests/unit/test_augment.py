@@ -1,0 +1,106 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mixer_finetune.backbones import Preprocessing
+from mixer_finetune.data.augment import (
+    Augmentation,
+    augment_batch,
+    crop_batch,
+    crop_boxes,
+    crop_image,
+    evaluation_crop,
+    normalize,
+    rotate_batch,
+)
+from mixer_finetune.data.decode import BadImage, decode, to_tensor
+
+PLAIN = Preprocessing(image_size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_pct=1.0)
+EVERYTHING = Augmentation((0.2, 1.0), flip=True, rotation=20.0, color_jitter=0.4, random_erasing=0.5)
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (16, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def augmented(images, indices, epoch=3, augmentation=EVERYTHING):
+    return augment_batch(images, augmentation, PLAIN, 7, epoch, np.asarray(indices))
+
+
+def test_augmentation_of_a_sample_does_not_depend_on_its_batch(images):
+    whole = augmented(images, range(16))
+    alone = torch.cat([augmented(images[i : i + 1], [i]) for i in range(16)])
+    assert torch.allclose(whole, alone, atol=1e-6)
+    assert not torch.allclose(whole, augmented(images, range(16), epoch=4), atol=0.01)
+
+
+def test_crops_lie_inside_the_image_and_keep_the_asked_share_of_its_area():
+    boxes = crop_boxes(Augmentation((0.2, 0.8)), 0, 1, np.arange(5000), 30, 60)
+    left, top, right, bottom = boxes.T
+    assert (left >= 0).all() and (top >= 0).all() and (right <= 60).all() and (bottom <= 30).all()
+    share = (right - left) * (bottom - top) / 1800
+    assert share.max() <= 0.8 + 1e-9 and 0.45 < share.mean() < 0.55
+    assert (crop_boxes(Augmentation((1.0, 1.0)), 0, 1, np.arange(3), 30, 60) == [0, 0, 60, 30]).all()
+
+
+def test_the_crop_of_a_batch_is_the_crop_of_each_image(images):
+    """Against PIL, which resizes a box of one image at a time; bilinear enlarging, so that no antialiasing differs."""
+    boxes = np.array([[4.0, 6.0, 20.0, 22.0]] * 16)
+    ours = crop_batch(images, boxes, 32)
+    bilinear = Preprocessing(image_size=32, interpolation="bilinear")
+    for image, crop in zip(images, ours, strict=True):
+        pil = Image.fromarray(image.permute(1, 2, 0).numpy())
+        expected = to_tensor(crop_image(pil, boxes[0], bilinear)).float()
+        # PIL repeats the box's edge, ours looks beyond it: compare the inside.
+        assert (crop - expected)[:, 2:-2, 2:-2].abs().max() <= 1.0
+
+
+def test_half_of_the_images_are_mirrored_and_the_rest_left_alone(images):
+    out = augmented(images, range(16), augmentation=Augmentation(flip=True))
+    plain = normalize(images, PLAIN)
+    mirrored = [bool(torch.equal(a, b.flip(-1))) for a, b in zip(out, plain, strict=True)]
+    same = [bool(torch.equal(a, b)) for a, b in zip(out, plain, strict=True)]
+    assert sum(mirrored) + sum(same) == 16 and 2 <= sum(mirrored) <= 14
+
+
+def test_a_quarter_turn_is_the_array_turned(images):
+    turned = rotate_batch(images.float(), torch.full((16,), 90.0))
+    assert torch.allclose(turned, torch.rot90(images.float(), 1, (2, 3)), atol=0.1)
+
+
+def test_erasing_blanks_the_asked_share_of_images_to_the_mean(images):
+    many = torch.full((2000, 3, 32, 32), 255, dtype=torch.uint8)
+    out = augmented(many, range(2000), augmentation=Augmentation(flip=False, random_erasing=0.3))
+    touched = (out == 0).flatten(1).any(1)
+    assert 0.25 < touched.float().mean() < 0.35
+    assert set(out.unique().tolist()) == {0.0, 1.0}
+
+
+def test_evaluation_crops_the_centre_of_the_shorter_sides_resize():
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 255
+    crop = evaluation_crop(Image.fromarray(pixels), Preprocessing(image_size=32, crop_pct=1.0))
+    assert crop.size == (32, 32) and to_tensor(crop)[..., 1:-1].min() > 250
+
+
+def test_a_photograph_is_decoded_upright_and_a_damaged_one_is_named():
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("L", (20, 10), 200).save(buffer, "JPEG", exif=exif)
+    image = decode({"bytes": buffer.getvalue(), "path": "a.jpg"}, "train[0]")
+    assert image.size == (10, 20) and image.mode == "RGB"
+    with pytest.raises(BadImage, match="a.jpg can't be decoded"):
+        decode({"bytes": buffer.getvalue()[:100], "path": "a.jpg"}, "train[0]")
+
+
+def test_a_large_jpeg_is_decoded_small_only_as_far_as_the_crop_allows():
+    buffer = io.BytesIO()
+    Image.new("RGB", (1600, 1600)).save(buffer, "JPEG")
+    record = {"bytes": buffer.getvalue(), "path": None}
+    assert decode(record, "x").size == (1600, 1600)
+    assert decode(record, "x", 100).size == (200, 200)
+    assert decode(record, "x", 300).size == (800, 800)
