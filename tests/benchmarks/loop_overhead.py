@@ -1,0 +1,114 @@
+"""What a training step costs beyond a plain loop over the same batches, with loss and accuracy logged (goal: at most 0.5 ms).
+
+    python tests/benchmarks/loop_overhead.py [--rounds 7] [--threads 1]
+
+The backbone has no blocks, so that a step is short and the loop's own cost stands out of the noise. Both loops take the same
+batches through the same augmentation, gradient clipping, optimizer and learning rate schedule, in turns; medians are compared.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+
+from mixer_finetune import ImageDataModule, MixerClassifier
+from mixer_finetune.engine import _checkpoints, _quiet
+from mixer_finetune.options import TRAINER_DEFAULTS
+from mixer_finetune.progress import MetricsFile, RunProgress
+
+STEPS = 600
+WARM = 50  # steps that are not timed
+
+
+def parts() -> tuple[MixerClassifier, ImageDataModule]:
+    """A classifier without blocks and digits in batches of 16."""
+    data = ImageDataModule("digits", batch_size=16, flip=False, val_fraction=0.0)
+    model = MixerClassifier("mixer_nano_32", num_classes=10)
+    model.backbone.blocks = torch.nn.ModuleList()
+    return model, data
+
+
+class Clock(pl.Callback):
+    """Milliseconds a step, after the first ones."""
+
+    def on_train_batch_start(self, trainer, *args) -> None:
+        """Start."""
+        if trainer.global_step == WARM:
+            self.begin = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        """Stop."""
+        if trainer.global_step == STEPS:
+            self.milliseconds = 1e3 * (time.perf_counter() - self.begin) / (STEPS - WARM)
+
+
+def ours(folder: Path) -> float:
+    """Milliseconds a step of the trainer as `fit` sets it up."""
+    model, data = parts()
+    clock = Clock()
+    callbacks = [MetricsFile(folder / "metrics.csv"), *_checkpoints(folder, None, False), clock]
+    options = {**TRAINER_DEFAULTS, "max_epochs": -1, "max_steps": STEPS, "accelerator": "cpu", "devices": 1}
+    trainer = pl.Trainer(**options, callbacks=callbacks, logger=False, enable_progress_bar=False, default_root_dir=folder)
+    trainer.callbacks.insert(0, RunProgress(visible=False))
+    trainer.fit(model, data)
+    return clock.milliseconds
+
+
+def plain() -> float:
+    """Milliseconds a step of a loop written out."""
+    model, data = parts()
+    data.preprocessing = model.preprocessing
+    backbone = model.backbone.train()
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.01, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    loader, step = data.train_dataloader(), 0
+    total = correct = torch.zeros(())
+    while step < STEPS:
+        for batch in loader:
+            if step == WARM:
+                begin = time.perf_counter()
+            batch = data.prepare(batch, training=True)
+            logits = backbone(batch.images)
+            loss = F.cross_entropy(logits, batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                total, correct = total + loss.detach(), correct + (logits.argmax(-1) == batch.labels).sum()
+            step += 1
+            if step % 10 == 0:
+                total.item(), correct.item()
+            if step == STEPS:
+                break
+    return 1e3 * (time.perf_counter() - begin) / (STEPS - WARM)
+
+
+def main() -> None:
+    """Run both in turns and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.use_deterministic_algorithms(True)
+    _quiet()
+    times: dict[str, list[float]] = {"ours": [], "plain": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(arguments.rounds):
+            times["ours"].append(ours(Path(folder) / str(i)))
+            times["plain"].append(plain())
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    extra = [a - b for a, b in zip(times["ours"], times["plain"], strict=True)]
+    print(f"plain {medians['plain']:.2f} ms a step, ours {medians['ours']:.2f}: {medians['ours'] / medians['plain']:.2f} x")
+    print(f"more per step: {statistics.median(extra):.2f} ms (from {min(extra):.2f} to {max(extra):.2f})")
+
+
+if __name__ == "__main__":
+    main()
