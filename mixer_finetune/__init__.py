@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from mixer_finetune.backbones.load import load_backbone
     from mixer_finetune.classifier import MixerClassifier
     from mixer_finetune.data.module import ImageDataModule
+    from mixer_finetune.publish.model_folder import save_model_folder
 
 __version__ = "0.1.0"
-__all__ = ["ImageDataModule", "MixerClassifier", "UserError", "load_backbone"]
+__all__ = ["ImageDataModule", "MixerClassifier", "UserError", "load_backbone", "save_model_folder"]
 
 # Importing torch and Lightning takes seconds; `--help`, lists and mistakes must not wait for them.
 _HOMES = {
@@ -19,6 +20,7 @@ _HOMES = {
     "MixerClassifier": "mixer_finetune.classifier",
     "UserError": "mixer_finetune.errors",
     "load_backbone": "mixer_finetune.backbones.load",
+    "save_model_folder": "mixer_finetune.publish.model_folder",
 }
 
 

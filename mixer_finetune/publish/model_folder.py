@@ -35,7 +35,7 @@ def model_config(backbone: Mixer, label_names: list[str] | None) -> dict[str, An
     return config
 
 
-def save_model_folder(folder: Path, backbone: Mixer, label_names: list[str] | None) -> None:
+def save_model_folder(folder: str | Path, backbone: Mixer, label_names: list[str] | None) -> None:
     """Write `config.json` and `model.safetensors`, each whole or not at all.
 
     Args:
@@ -43,6 +43,7 @@ def save_model_folder(folder: Path, backbone: Mixer, label_names: list[str] | No
         backbone: With its head.
         label_names: Of the head's classes.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
     write_atomically(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))

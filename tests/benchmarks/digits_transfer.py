@@ -3,8 +3,9 @@
     python tests/benchmarks/digits_transfer.py [--seeds 5] [--output_dir runs/digits_transfer]
 
 Each row is the recipe `digits` as a user runs it, with the changes that the row names; the same number of epochs. Runs that are
-already in the output folder are not repeated. Learning rates of the probe and of training from scratch were chosen on the dev
-split (seed 0) from {0.05, 0.2, 0.5} and {0.05, 0.2, AdamW 0.002}.
+already in the output folder are not repeated. Each method has the optimizer and learning rate that came out best on the dev
+split: fine-tuning of {0.03, 0.1, 0.2, 0.3, AdamW 0.002, AdamW 0.005}, the probe of {0.05, 0.2, 0.5, 2}, training from scratch
+of {0.05, 0.2, AdamW 0.002}.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 METHODS = {
     "fine-tuned": [],
     "linear probe": ["--recipe", "linear_probe"],
-    "from scratch": ["--model.backbone", "mixer_nano_32"],
+    "from scratch": ["--model.backbone", "mixer_nano_32", "--model.optimizer", "adamw", "--model.lr", "0.002"],
 }
 
 

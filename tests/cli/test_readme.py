@@ -36,7 +36,9 @@ def test_the_two_first_commands_are_there():
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if " fit " in c])
-def test_each_fit_command_has_options_that_exist(command, capsys):
+def test_each_fit_command_has_options_that_exist(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["recipes", "copy", "cifar100", "mine.yaml"])
     arguments = shlex.split(command.split("mixer_finetune ")[-1].removeprefix("mixer-finetune "))
     if "--resume" not in arguments and "RUN" not in command:
         assert main([*arguments, "--print_config"]) == 0
