@@ -51,19 +51,22 @@ class RunProgress(ProgressBar):
         self._images, self._since = 0, time.perf_counter()
         if self.visible and trainer.is_global_zero and console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
-                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,
+                TextColumn("step {task.completed}/{task.total}"), BarColumn(20), TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[note]}"), console=console, transient=True,
             )  # fmt: skip
             total = trainer.datamodule.total_steps  # type: ignore[attr-defined]
             self._task = self._bar.add_task("training", total=total, completed=trainer.global_step, note="")
             self._bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count images; move the bar when there are new figures, so that it costs no synchronisation of its own."""
+        """Count images and move the bar; it shows figures when there are new ones, and so waits for no device itself."""
         self._images += len(batch.labels) * trainer.world_size
-        if self._bar is not None and pl_module.logged:
-            note = f"loss {_metric(trainer, 'train/loss')}  accuracy {_metric(trainer, 'train/accuracy')}  {self._rate():,.0f} images/s"  # noqa: E501
-            self._bar.update(self._task, completed=trainer.global_step, note=note)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step)
+            if pl_module.logged:
+                loss, accuracy = _metric(trainer, "train/loss"), _metric(trainer, "train/accuracy")
+                note = f"loss {loss}  accuracy {accuracy}  {self._rate():,.0f} images/s"
+                self._bar.update(self._task, note=note)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """A line an epoch."""

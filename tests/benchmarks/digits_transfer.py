@@ -47,7 +47,7 @@ def main() -> None:
         values = [100 * value for value, _ in runs]
         seconds = statistics.mean(second for _, second in runs)
         print(
-            f"| {method} | {statistics.mean(values):.2f}% | {statistics.stdev(values):.2f} | {min(values):.2f}% | {seconds:.0f} |",
+            f"| {method} | {statistics.mean(values):.2f}% | {statistics.stdev(values):.2f} | {min(values):.2f}% | {seconds:.0f} |",  # noqa: E501
             flush=True,
         )
 
