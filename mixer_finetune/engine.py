@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import warnings
@@ -14,6 +15,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import Tensor
 
 from mixer_finetune.backbones.load import load_checkpoint
 from mixer_finetune.classifier import MixerClassifier
@@ -47,6 +49,41 @@ class LastCheckpoint(ModelCheckpoint):
         """Save when it is due."""
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, *args)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt`: the latest weights whose dev accuracy is within one standard error of the highest so far.
+
+    On a small dev split many epochs tie or differ by an image or two, which is noise; the learning rate decays, so the later
+    weights are then the better bet. Weights that got worse by more than that (overfitting) are still passed over.
+
+    Args:
+        samples: Of the dev split.
+        dirpath: Folder of the checkpoints.
+    """
+
+    def __init__(self, samples: int, dirpath: Path) -> None:
+        super().__init__(
+            dirpath, "best", monitor="val/accuracy", mode="max", save_on_train_epoch_end=False, enable_version_counter=False
+        )
+        self.samples, self.highest = samples, 0.0
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """Whether the present weights are to be kept."""
+        assert current is not None
+        self.highest = max(self.highest, float(current))
+        # With one more right and one more wrong, so that a dev split that is all right has an error too.
+        share = (self.highest * self.samples + 1) / (self.samples + 2)
+        return float(current) >= self.highest - math.sqrt(share * (1 - share) / self.samples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the highest dev accuracy so far."""
+        return {**super().state_dict(), "highest": self.highest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the highest dev accuracy of the checkpoint."""
+        self.highest = state_dict["highest"]
+        super().load_state_dict(state_dict)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -83,7 +120,7 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
         if trainer.is_global_zero:
             write_text(run / "config.yaml", as_yaml(config))
         trainer.callbacks.append(MetricsFile(run / "metrics.csv"))
-        trainer.callbacks += _checkpoints(run, config["save_every_n_steps"], has_dev_split="val" in data.splits)
+        trainer.callbacks += _checkpoints(run, config["save_every_n_steps"], len(data.splits.get("val", ())))
         started = time.perf_counter()
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         seconds = time.perf_counter() - started
@@ -122,19 +159,15 @@ def _resume_point(run: Path) -> Path:
     )
 
 
-def _checkpoints(run: Path, every_n_steps: int | None, has_dev_split: bool) -> list[Callback]:
+def _checkpoints(run: Path, every_n_steps: int | None, dev_samples: int) -> list[Callback]:
     """`last.ckpt` inside and at the end of each epoch, and `best.ckpt` by dev accuracy."""
-    common: dict[str, Any] = {"dirpath": run / "checkpoints", "enable_version_counter": False}
+    last: dict[str, Any] = {"dirpath": run / "checkpoints", "filename": "last", "enable_version_counter": False}
     inside = {"every_n_train_steps": every_n_steps} if every_n_steps else {"train_time_interval": timedelta(minutes=1)}
-    last = {**common, "filename": "last"}
     callbacks: list[Callback] = [
         LastCheckpoint(**last, **inside, save_on_train_epoch_end=False),
         ModelCheckpoint(**last, every_n_epochs=1, save_on_train_epoch_end=True),
     ]
-    if has_dev_split:
-        best = ModelCheckpoint(**common, filename="best", monitor="val/accuracy", mode="max", save_on_train_epoch_end=False)
-        callbacks.insert(0, best)
-    return callbacks
+    return [BestCheckpoint(dev_samples, run / "checkpoints"), *callbacks] if dev_samples else callbacks
 
 
 def _finish(run: Path, config: dict[str, Any], cli: Any, seconds: float) -> None:

@@ -51,7 +51,7 @@ def ours(folder: Path) -> float:
     """Milliseconds a step of the trainer as `fit` sets it up."""
     model, data = parts()
     clock = Clock()
-    callbacks = [MetricsFile(folder / "metrics.csv"), *_checkpoints(folder, None, False), clock]
+    callbacks = [MetricsFile(folder / "metrics.csv"), *_checkpoints(folder, None, 0), clock]
     options = {**TRAINER_DEFAULTS, "max_epochs": -1, "max_steps": STEPS, "accelerator": "cpu", "devices": 1}
     trainer = pl.Trainer(**options, callbacks=callbacks, logger=False, enable_progress_bar=False, default_root_dir=folder)
     trainer.callbacks.insert(0, RunProgress(visible=False))
