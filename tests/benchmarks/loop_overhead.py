@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from mixer_finetune import ImageDataModule, MixerClassifier
-from mixer_finetune.engine import _checkpoints, _quiet
+from mixer_finetune.checkpoints import checkpoint_callbacks
+from mixer_finetune.engine import _quiet
 from mixer_finetune.options import TRAINER_DEFAULTS
 from mixer_finetune.progress import MetricsFile, RunProgress
 
@@ -51,7 +52,7 @@ def ours(folder: Path) -> float:
     """Milliseconds a step of the trainer as `fit` sets it up."""
     model, data = parts()
     clock = Clock()
-    callbacks = [MetricsFile(folder / "metrics.csv"), *_checkpoints(folder, None, 0), clock]
+    callbacks = [MetricsFile(folder / "metrics.csv"), *checkpoint_callbacks(folder, None, 0), clock]
     options = {**TRAINER_DEFAULTS, "max_epochs": -1, "max_steps": STEPS, "accelerator": "cpu", "devices": 1}
     trainer = pl.Trainer(**options, callbacks=callbacks, logger=False, enable_progress_bar=False, default_root_dir=folder)
     trainer.callbacks.insert(0, RunProgress(visible=False))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mixer_finetune.engine import BestCheckpoint
+from mixer_finetune.checkpoints import BestCheckpoint
 
 
 @pytest.mark.parametrize(
