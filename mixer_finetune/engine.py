@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from mixer_finetune.backbones.load import load_checkpoint
 from mixer_finetune.checkpoints import checkpoint_callbacks, resume_point
 from mixer_finetune.classifier import MixerClassifier
 from mixer_finetune.data.module import ImageDataModule
@@ -23,7 +24,7 @@ from mixer_finetune.publish.model_folder import save_model_folder
 from mixer_finetune.publish.results import collect_results, write_results
 from mixer_finetune.runs import new_run_folder, remove_empty_run_folder, write_text
 
-_RUN_KEYS = ("output_dir", "name", "save_every_n_steps")
+_RUN_KEYS = ("output_dir", "name", "weights", "save_every_n_steps")
 
 
 class MixerCLI(LightningCLI):
@@ -38,7 +39,7 @@ class MixerCLI(LightningCLI):
 
 
 def fit(config: dict[str, Any], resume: Path | None = None) -> int:
-    """Fine-tune, evaluate the best weights and write the run folder.
+    """Fine-tune, evaluate and write the run folder.
 
     Args:
         config: Merged options: the run's own keys, and `model`, `data`, `trainer`.
@@ -54,6 +55,10 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
     cli = _build(config)
     trainer, model, data = cli.trainer, cli.model, cli.datamodule
     data.require("train")
+    if config["weights"] == "best" and "val" not in data.splits:
+        raise UserError(
+            "--weights best needs a dev split to be best on; name one with --data.val_split or set --data.val_fraction"
+        )
     run = resume or new_run_folder(config["output_dir"], config["name"], create=trainer.is_global_zero)
     try:
         if trainer.is_global_zero:
@@ -63,10 +68,10 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
         started = time.perf_counter()
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         seconds = time.perf_counter() - started
-        best = run / "checkpoints" / "best.ckpt"
-        best = trainer.strategy.broadcast(best if best.is_file() else None)
+        if config["weights"] == "best":
+            model.load_state_dict(load_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"])
         if data.evaluation_role is not None:
-            trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
+            trainer.test(model, data, verbose=False)
         if trainer.is_global_zero:
             _finish(run, config, cli, seconds)
     except BaseException as error:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -48,6 +48,12 @@ _RUN_OPTIONS: list[tuple[str, Any, Any, str]] = [
     ("seed_everything", int, 0, "Seed of the whole run."),
     ("output_dir", str, "runs", "Where run folders are made."),
     ("name", str | None, None, "Folder of the run inside output_dir; the recipe's name when not given."),
+    (
+        "weights",
+        Literal["last", "best"],
+        "last",
+        "Which are evaluated and exported: the last ones, or best.ckpt by dev accuracy.",
+    ),
     ("save_every_n_steps", int | None, None, "Steps between checkpoints inside an epoch; one a minute when not given."),
 ]
 

@@ -62,6 +62,8 @@ def test_a_run_leaves_the_whole_run_folder_and_replays_to_the_same_weights(digit
         rows = list(csv.DictReader(file))
     right = sum(row["label"] == row["label_1"] for row in rows) / len(rows)
     assert len(rows) == 359 and right == pytest.approx(results["metrics"]["accuracy"], abs=1e-6)
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert_bitwise_equal(weights(run), {key.removeprefix("backbone."): value for key, value in last.items()})
     config = json.loads((run / "model" / "config.json").read_text())
     assert config["label_names"] == [str(digit) for digit in range(10)]
     with open(run / "metrics.csv", newline="") as file:
@@ -164,6 +166,16 @@ def test_two_processes_give_the_result_of_one(cli, tmp_path):
         assert torch.allclose(weights(two)[key], value, atol=2e-4, rtol=1e-3), key
     with open(two / "predictions.csv") as file:
         assert len(file.readlines()) == 360
+
+
+def test_the_best_weights_are_evaluated_and_exported_where_asked_for(cli, photos, tmp_path):
+    options = ("--data.source", photos, *TINY, "--trainer.max_epochs", 4, "--data.batch_size", 8, "--model.lr", 0.5)
+    cli("fit", *options, "--weights", "best", check=0)
+    run = run_folder(tmp_path, "custom")
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert_bitwise_equal(weights(run), {k.removeprefix("backbone."): v for k, v in best["state_dict"].items()})
+    refused = cli("fit", *options, "--weights", "best", "--data.val_fraction", 0, check=2)
+    assert "--weights best needs a dev split" in refused.stderr
 
 
 def test_a_linear_probe_moves_the_head_alone(cli, photos, tmp_path):
