@@ -74,7 +74,7 @@ def load_backbone(
     _check_keys(source, architecture, {k: tuple(v.shape) for k, v in model.state_dict().items()}, weights)
     model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
     model.requires_grad_(True)
-    model.preprocessing = Preprocessing.from_pretrained_cfg(config.get("pretrained_cfg", config), trained_size)
+    model.preprocessing = Preprocessing.from_pretrained_cfg(config.get("pretrained_cfg", config), (trained_size, trained_size))
     model.origin = {"source": source, "weights": "pretrained", "revision": commit}
     if num_classes in (None, trained_classes):
         model.label_names = _label_names(config, trained_classes)

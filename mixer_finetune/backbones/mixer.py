@@ -123,7 +123,7 @@ class Mixer(nn.Module):
         self.image_size = size
         self.num_features = channels
         self.num_classes = num_classes
-        self.preprocessing = preprocessing or Preprocessing(image_size=size)
+        self.preprocessing = preprocessing or Preprocessing((size, size))
         self.label_names: list[str] | None = None
         self.origin: dict[str, str | None] = {"source": architecture, "weights": "fresh"}
 

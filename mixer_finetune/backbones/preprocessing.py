@@ -5,29 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+# What PIL calls images of that many channels.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def as_pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """A size as (height, width): one number stands for a square."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
 
 @dataclass(frozen=True)
 class Preprocessing:
     """Pre-processing of a checkpoint.
 
     Attributes:
-        image_size: Side of the square that the backbone sees, in pixels.
-        mean: Subtracted from each of the three channels, after scaling to 0..1.
+        image_size: (height, width) that the backbone sees, in pixels; a number given for it means a square.
+        mean: Subtracted from each channel, after scaling to 0..1; there are as many values as channels.
         std: What the channels are divided by, after that.
         interpolation: "bicubic", "bilinear" or "nearest".
-        crop_pct: Share of the shorter side that the evaluation crop keeps.
-        crop_mode: "center" resizes the shorter side and crops; "squash" resizes both sides, ignoring the aspect ratio.
+        crop_pct: Share of the side that the evaluation crop keeps.
+        crop_mode: "center" resizes to cover the crop, and crops; "squash" resizes both sides, ignoring the aspect ratio.
     """
 
-    image_size: int = 224
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     crop_mode: str = "center"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", as_pair(self.image_size))
+
+    @property
+    def mode(self) -> str:
+        """What PIL calls images of this many channels."""
+        return MODES[len(self.mean)]
+
     @classmethod
-    def from_pretrained_cfg(cls, cfg: dict[str, Any], image_size: int) -> Preprocessing:
+    def from_pretrained_cfg(cls, cfg: dict[str, Any], image_size: tuple[int, int]) -> Preprocessing:
         """Read timm's `pretrained_cfg`; what it leaves out is the paper's (mean = std = 0.5, bicubic, 0.875)."""
         known = {key: cfg[key] for key in ("interpolation", "crop_pct", "crop_mode") if cfg.get(key) is not None}
         for key in ("mean", "std"):
@@ -38,7 +54,7 @@ class Preprocessing:
     def to_pretrained_cfg(self) -> dict[str, Any]:
         """The entries of timm's `pretrained_cfg` that say the same."""
         return {
-            "input_size": [3, self.image_size, self.image_size],
+            "input_size": [len(self.mean), *self.image_size],
             "fixed_input_size": True,
             "interpolation": self.interpolation,
             "crop_pct": self.crop_pct,

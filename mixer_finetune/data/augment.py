@@ -1,7 +1,7 @@
 """Geometry and augmentation, each a function of (seed, epoch, index) through `sampling.uniform`.
 
 What must be done image by image (the crop of a large photo) is done on PIL images in the workers; all else on uint8 batches,
-on the device. Shapes: B images of H x W pixels, S the side that the backbone takes.
+on the device. Shapes: B images of H x W pixels and c channels; (S, T) is the size that the backbone takes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Augmentation:
 
     Attributes:
         crop_area: Smallest and largest share of the image's area that the training crop keeps; (1, 1) squashes the whole image.
-        crop_ratio: Smallest and largest aspect ratio (width / height) of the crop, relative to the image's own square.
+        crop_ratio: Smallest and largest aspect ratio (width / height) of the crop, relative to the backbone's input.
         flip: Mirror left-right with probability one half.
         rotation: Turn by an angle of up to this many degrees, either way.
         color_jitter: Brightness, contrast and saturation are each scaled by a factor in 1 -+ this.
@@ -43,53 +43,75 @@ class Augmentation:
 
 
 def crop_boxes(
-    augmentation: Augmentation, seed: int, epoch: int, indices: NDArray[np.int64], height: int, width: int
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    indices: NDArray[np.int64],
+    height: int,
+    width: int,
+    size: tuple[int, int] = (1, 1),
 ) -> NDArray[np.float64]:
-    """The training crops of images of one size, (B, 4) as left, top, right, bottom in pixels, inside the image."""
+    """The training crops of images of one size, (B, 4) as left, top, right, bottom in pixels, inside the image.
+
+    Args:
+        augmentation: Area and aspect ratio of the crops.
+        seed: Of the run.
+        epoch: Counted from 0.
+        indices: Of the samples, (B,).
+        height: H.
+        width: W.
+        size: (S, T), which the crop is going to be resized to.
+    """
     area, ratio, x, y = uniform(seed, CROP, epoch, indices, 4).T
     low, high = augmentation.crop_area
     if low == high == 1.0:
         return np.tile([0.0, 0.0, width, height], (len(indices), 1))
     area = (low + (high - low) * area) * height * width
     log_low, log_high = np.log(augmentation.crop_ratio)
-    aspect = np.exp(log_low + (log_high - log_low) * ratio)
+    aspect = np.exp(log_low + (log_high - log_low) * ratio) * size[1] / size[0]
     w, h = np.minimum(np.sqrt(area * aspect), width), np.minimum(np.sqrt(area / aspect), height)
     left, top = x * (width - w), y * (height - h)
     return np.stack([left, top, np.minimum(left + w, width), np.minimum(top + h, height)], axis=1)
 
 
 def crop_image(image: Image.Image, box: NDArray[np.float64], preprocessing: Preprocessing) -> Image.Image:
-    """Cut the box out of the image and resize it, antialiased, to S x S in one pass."""
-    size = (preprocessing.image_size, preprocessing.image_size)
-    return image.resize(size, _PIL_FILTERS[preprocessing.interpolation], box=tuple(box))
+    """Cut the box out of the image and resize it, antialiased, to S x T in one pass."""
+    height, width = preprocessing.image_size
+    return image.resize((width, height), _PIL_FILTERS[preprocessing.interpolation], box=tuple(box))
 
 
-def crop_batch(images: Tensor, boxes: NDArray[np.float64], size: int) -> Tensor:
+def crop_batch(images: Tensor, boxes: NDArray[np.float64], size: tuple[int, int]) -> Tensor:
     """Cut a box out of each of a batch of small images and enlarge it, bilinearly.
 
     Args:
-        images: (B, 3, H, W) uint8.
+        images: (B, c, H, W) uint8.
         boxes: (B, 4), as `crop_boxes` gives them.
-        size: S.
+        size: (S, T).
 
     Returns:
-        (B, 3, S, S) float32 in 0..255.
+        (B, c, S, T) float32 in 0..255.
     """
     height, width = images.shape[-2:]
     left, top, right, bottom = torch.from_numpy(boxes).to(images.device, torch.float32).T
     theta = torch.zeros(len(images), 2, 3, device=images.device)
     theta[:, 0, 0], theta[:, 0, 2] = (right - left) / width, (right + left) / width - 1
     theta[:, 1, 1], theta[:, 1, 2] = (bottom - top) / height, (bottom + top) / height - 1
-    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+    grid = F.affine_grid(theta, [*images.shape[:2], *size], align_corners=False)
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
 def evaluation_crop(image: Image.Image | Tensor, preprocessing: Preprocessing) -> Image.Image | Tensor:
-    """Resize and centre-crop as timm does for evaluation: a PIL image, or a batch (B, 3, H, W) of uint8."""
+    """Resize and centre-crop as timm does for evaluation: a PIL image, or a batch (B, c, H, W) of uint8."""
     size, mode = preprocessing.image_size, InterpolationMode(preprocessing.interpolation)
-    scaled = int(size / preprocessing.crop_pct)
-    target = [scaled, scaled] if preprocessing.crop_mode == "squash" else [scaled]
-    return T.center_crop(T.resize(image, target, interpolation=mode, antialias=True), [size, size])
+    target = [int(side / preprocessing.crop_pct) for side in size]
+    if preprocessing.crop_mode != "squash":
+        if size[0] == size[1]:
+            target = target[:1]  # torchvision's meaning: the shorter side
+        else:
+            width, height = image.size if isinstance(image, Image.Image) else image.shape[:-3:-1]
+            shrink = min(height / target[0], width / target[1])
+            target = [round(height / shrink), round(width / shrink)]
+    return T.center_crop(T.resize(image, target, interpolation=mode, antialias=True), list(size))
 
 
 def augment_batch(
@@ -103,7 +125,7 @@ def augment_batch(
     """Flip, turn, jitter, erase and normalise a training batch, on the batch's device.
 
     Args:
-        images: (B, 3, S, S), uint8 or float, in 0..255.
+        images: (B, c, S, T), uint8 or float, in 0..255.
         augmentation: What to do.
         preprocessing: Mean and standard deviation.
         seed: Of the run.
@@ -111,7 +133,7 @@ def augment_batch(
         indices: Of the samples, (B,).
 
     Returns:
-        (B, 3, S, S) float32, normalised.
+        (B, c, S, T) float32, normalised.
     """
     u = torch.from_numpy(uniform(seed, AUGMENT, epoch, indices, 10)).to(images.device, torch.float32)
     x = images.float() / 255
@@ -127,42 +149,43 @@ def augment_batch(
         x = x.mean(1, keepdim=True).lerp(x, saturation).clamp(0, 1)
     x = (x - _channels(preprocessing.mean, x)) / _channels(preprocessing.std, x)
     if augmentation.random_erasing:
-        x = x.masked_fill(_erased(u[:, 4:9], augmentation.random_erasing, x.shape[-1]), 0.0)
+        x = x.masked_fill(_erased(u[:, 4:9], augmentation.random_erasing, *x.shape[-2:]), 0.0)
     return x
 
 
 def rotate_batch(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn each of a batch of square images about its centre, bilinearly; what comes into view repeats the edge.
+    """Turn each of a batch of images about its centre, bilinearly; what comes into view repeats the edge.
 
     Args:
-        images: (B, 3, S, S) float32.
+        images: (B, c, S, T) float32.
         degrees: (B,), anticlockwise.
 
     Returns:
-        (B, 3, S, S) float32.
+        (B, c, S, T) float32.
     """
     angle = torch.deg2rad(degrees)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    theta = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)  # (B, 2, 3)
+    aspect = images.shape[-1] / images.shape[-2]  # coordinates run from -1 to 1 on both axes
+    theta = torch.stack([torch.stack([cos, -sin / aspect, zero], 1), torch.stack([sin * aspect, cos, zero], 1)], 1)  # (B, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(B, 3, S, S) in 0..255 to float32, less the mean and over the standard deviation."""
+    """(B, c, S, T) in 0..255 to float32, less the mean and over the standard deviation."""
     return (images.float() / 255 - _channels(preprocessing.mean, images)) / _channels(preprocessing.std, images)
 
 
-def _erased(u: Tensor, probability: float, size: int) -> Tensor:
-    """Which pixels random erasing (arXiv 1708.04896) blanks: (B, 1, S, S), from five uniform values an image."""
-    area = (0.02 + (0.33 - 0.02) * u[:, 1]) * size * size
+def _erased(u: Tensor, probability: float, rows: int, columns: int) -> Tensor:
+    """Which pixels random erasing (arXiv 1708.04896) blanks: (B, 1, rows, columns), from five uniform values an image."""
+    area = (0.02 + (0.33 - 0.02) * u[:, 1]) * rows * columns
     aspect = torch.exp((2 * u[:, 2] - 1) * float(np.log(10 / 3)))
-    height, width = (area * aspect).sqrt().clamp(max=size), (area / aspect).sqrt().clamp(max=size)
-    top, left = u[:, 3] * (size - height), u[:, 4] * (size - width)
-    at = torch.arange(size, device=u.device) + 0.5
-    rows = (at >= top[:, None]) & (at < (top + height)[:, None])  # (B, S)
-    columns = (at >= left[:, None]) & (at < (left + width)[:, None])
-    return (rows[:, None, :, None] & columns[:, None, None, :]) & (u[:, 0] < probability)[:, None, None, None]
+    height, width = (area * aspect).sqrt().clamp(max=rows), (area / aspect).sqrt().clamp(max=columns)
+    top, left = u[:, 3] * (rows - height), u[:, 4] * (columns - width)
+    y, x = torch.arange(rows, device=u.device) + 0.5, torch.arange(columns, device=u.device) + 0.5
+    in_rows = (y >= top[:, None]) & (y < (top + height)[:, None])  # (B, rows)
+    in_columns = (x >= left[:, None]) & (x < (left + width)[:, None])
+    return (in_rows[:, None, :, None] & in_columns[:, None, None, :]) & (u[:, 0] < probability)[:, None, None, None]
 
 
 def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -26,13 +26,13 @@ class Batch(NamedTuple):
     """What a training or evaluation step gets.
 
     Attributes:
-        images: (b, 3, S, S): uint8 from the loader, normalised float32 once on the device.
+        images: (b, c, S, T): uint8 from the loader, normalised float32 once on the device.
         labels: (b,) int64.
         indices: (b,) int64, of the samples in their split; on the CPU a NumPy array.
         epoch: Counted from 0.
         first: Position of the first sample in the global batch.
         global_size: Samples in the whole global batch.
-        cropped: Whether the images have their S x S pixels; small images are cropped on the device.
+        cropped: Whether the images have their S x T pixels; small images are cropped on the device.
         bad: Names and reasons of images that could not be decoded.
     """
 
@@ -56,21 +56,22 @@ class DecodedImages(Dataset[Batch]):
         return len(self.split)
 
     def __getitems__(self, micro: MicroBatch) -> Batch:
-        size = self.preprocessing.image_size
-        images = torch.empty(len(micro.indices), 3, size, size, dtype=torch.uint8)
+        size, mode = self.preprocessing.image_size, self.preprocessing.mode
+        images = torch.empty(len(micro.indices), len(mode), *size, dtype=torch.uint8)
         good: list[int] = []
         bad: list[str] = []
         for i, record in enumerate(self.split.image_records(micro.indices)):
             index = micro.indices[i : i + 1]
             try:
-                image = decode(record, f"{self.split.name}[{int(self.split.rows[index[0]])}]", self._decode_size())
+                name = f"{self.split.name}[{int(self.split.rows[index[0]])}]"
+                image = decode(record, name, self._decode_size(), mode)
             except BadImage as error:
                 bad.append(str(error))
                 continue
             if self.augmentation is None:
                 image = evaluation_crop(image, self.preprocessing)
             else:
-                box = crop_boxes(self.augmentation, self.seed, micro.epoch, index, image.height, image.width)[0]
+                box = crop_boxes(self.augmentation, self.seed, micro.epoch, index, image.height, image.width, size)[0]
                 image = crop_image(image, box, self.preprocessing)
             images[len(good)] = to_tensor(image)
             good.append(i)
@@ -80,7 +81,7 @@ class DecodedImages(Dataset[Batch]):
 
     def _decode_size(self) -> int:
         """The side, in pixels, below which a shrunk decode could lose detail that the crop shows."""
-        size = self.preprocessing.image_size
+        size = max(self.preprocessing.image_size)
         if self.augmentation is None:
             return math.ceil(size / self.preprocessing.crop_pct)
         return math.ceil(size / math.sqrt(self.augmentation.crop_area[0]))
@@ -90,7 +91,7 @@ class SmallImages(Dataset[Batch]):
     """A split of small images of one size, decoded once and kept in memory: a batch is one gather.
 
     Args:
-        pixels: (n, 3, H, W) uint8.
+        pixels: (n, c, H, W) uint8.
         labels: (n,) int64.
     """
 
@@ -125,7 +126,7 @@ def batch_dataset(
         augmentation: For training; None gives the evaluation crop.
         seed: Of the run.
     """
-    return _small_images(split, preprocessing.image_size) or DecodedImages(split, preprocessing, augmentation, seed)
+    return _small_images(split, preprocessing) or DecodedImages(split, preprocessing, augmentation, seed)
 
 
 class EpochLoader(DataLoader[Batch]):
@@ -179,7 +180,7 @@ def batch_loader(
 
 
 def evaluation_images(batch: Batch, preprocessing: Preprocessing) -> Tensor:
-    """A batch's images as the backbone takes them: (b, 3, S, S) float32, unaugmented, normalised."""
+    """A batch's images as the backbone takes them: (b, c, S, T) float32, unaugmented, normalised."""
     images = batch.images if batch.cropped else evaluation_crop(batch.images, preprocessing)
     return normalize(images, preprocessing)
 
@@ -188,17 +189,19 @@ def _identity(batch: Batch) -> Batch:
     return batch
 
 
-def _small_images(split: Split, largest_side: int) -> SmallImages | None:
-    """The split decoded into memory, or None unless its images have one size, within the side given, and fit there."""
+def _small_images(split: Split, preprocessing: Preprocessing) -> SmallImages | None:
+    """The split decoded into memory, or None unless its images have one size, no larger than the input, and fit there."""
+    (height, width), mode = preprocessing.image_size, preprocessing.mode
     try:
-        first = decode(split.image_records(np.array([0]))[0], split.name)
-        if max(first.size) > largest_side or len(split) * 3 * first.width * first.height > DECODED_CACHE_BYTES:
+        first = decode(split.image_records(np.array([0]))[0], split.name, mode=mode)
+        too_many = len(split) * len(mode) * first.width * first.height > DECODED_CACHE_BYTES
+        if first.width > width or first.height > height or too_many:
             return None
-        pixels = torch.empty(len(split), 3, first.height, first.width, dtype=torch.uint8)
+        pixels = torch.empty(len(split), len(mode), first.height, first.width, dtype=torch.uint8)
         for start in range(0, len(split), 1024):
             indices = np.arange(start, min(start + 1024, len(split)))
             for i, record in zip(indices, split.image_records(indices), strict=True):
-                image = decode(record, split.name)
+                image = decode(record, split.name, mode=mode)
                 if image.size != first.size:
                     return None
                 pixels[i] = to_tensor(image)

@@ -278,12 +278,15 @@ class ImageDataModule(pl.LightningDataModule):
         return self.prepare(batch, training=bool(self.trainer and self.trainer.training))
 
     def prepare(self, batch: Batch, training: bool) -> Batch:
-        """A batch as the loader gives it, (b, 3, H, W) uint8, to (b, 3, S, S) float32, normalised; augmented for training."""
+        """A batch as the loader gives it, (b, c, H, W) uint8, to (b, c, S, T) float32, normalised; augmented for training."""
         assert self.preprocessing is not None
         images = batch.images
         if training:
             if not batch.cropped:
-                boxes = crop_boxes(self.augmentation, self.seed, batch.epoch, batch.indices, *images.shape[-2:])
+                height, width = images.shape[-2:]
+                boxes = crop_boxes(
+                    self.augmentation, self.seed, batch.epoch, batch.indices, height, width, self.preprocessing.image_size
+                )
                 images = crop_batch(images, boxes, self.preprocessing.image_size)
             images = augment_batch(images, self.augmentation, self.preprocessing, self.seed, batch.epoch, batch.indices)
         else:

@@ -50,7 +50,7 @@ def test_crops_lie_inside_the_image_and_keep_the_asked_share_of_its_area():
 def test_the_crop_of_a_batch_is_the_crop_of_each_image(images):
     """Against PIL, which resizes a box of one image at a time; bilinear enlarging, so that no antialiasing differs."""
     boxes = np.array([[4.0, 6.0, 20.0, 22.0]] * 16)
-    ours = crop_batch(images, boxes, 32)
+    ours = crop_batch(images, boxes, (32, 32))
     bilinear = Preprocessing(image_size=32, interpolation="bilinear")
     for image, crop in zip(images, ours, strict=True):
         pil = Image.fromarray(image.permute(1, 2, 0).numpy())
@@ -85,6 +85,28 @@ def test_evaluation_crops_the_centre_of_the_shorter_sides_resize():
     pixels[:, 20:60] = 255
     crop = evaluation_crop(Image.fromarray(pixels), Preprocessing(image_size=32, crop_pct=1.0))
     assert crop.size == (32, 32) and to_tensor(crop)[..., 1:-1].min() > 250
+
+
+@pytest.mark.parametrize("image_size", [(32, 32), (48, 32), (24, 40)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize("shape", [(40, 80), (90, 60), (33, 33)])
+def test_the_evaluation_crop_is_timms(image_size, crop_pct, shape):
+    from timm.data import create_transform
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    ours = normalize(
+        to_tensor(evaluation_crop(Image.fromarray(pixels), Preprocessing(image_size, crop_pct=crop_pct)))[None], PLAIN
+    )
+    transform = create_transform((3, *image_size), interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1), crop_pct=crop_pct)
+    assert torch.allclose(ours[0], transform(Image.fromarray(pixels)), atol=1e-6)
+
+
+def test_grey_and_four_channel_images_are_decoded_as_such():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), (10, 20, 30)).save(buffer, "PNG")
+    record = {"bytes": buffer.getvalue(), "path": None}
+    assert to_tensor(decode(record, "x", mode="L")).shape == (1, 6, 8)
+    assert to_tensor(decode(record, "x", mode="RGBA"))[:, 0, 0].tolist() == [10, 20, 30, 255]
 
 
 def test_a_photograph_is_decoded_upright_and_a_damaged_one_is_named():
