@@ -33,7 +33,11 @@ class MixerClassifier(pl.LightningModule):
             architecture's name for fresh weights.
         num_classes: Classes of the data; with the command line it is taken from the data. The backbone's own when not given.
         label_names: Names of the classes; the backbone's trained head is kept only if it was trained for these very names.
-        image_size: Side of the input in pixels; the backbone's own when not given.
+        image_size: Side, or [height, width], of the input in pixels; the backbone's own when not given.
+        patch_size: Side of the patches in pixels; the backbone's own when not given.
+        in_chans: Channels of the input: 1 (grey), 3 (RGB) or 4 (RGBA); the backbone's own when not given.
+        resize: How trained weights are brought to another number of tokens: interpolate, block_diagonal (the paper's, for whole
+            multiples), features, patch (keep the tokens, resize the patches), or auto.
         revision: Branch, tag or commit of a Hub backbone.
         freeze_backbone: Train the head alone (a linear probe).
         drop_path: Probability that an image skips a branch of the last block (stochastic depth); linear over depth.
@@ -43,7 +47,8 @@ class MixerClassifier(pl.LightningModule):
         momentum: Of SGD.
         weight_decay: On weight matrices; biases, norms and affine scales never decay.
         warmup_steps: Steps of linear warm-up.
-        compile: Compile the backbone with torch.compile.
+        compile: Compile the backbone's blocks with torch.compile.
+        checkpoint_activations: Compute the blocks' activations again in the backward pass: less memory, a third more time.
         seed: Of fresh weights and of drop path.
 
     Raises:
@@ -55,7 +60,10 @@ class MixerClassifier(pl.LightningModule):
         backbone: str = "mixer_nano",
         num_classes: int | None = None,
         label_names: list[str] | None = None,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        patch_size: int | None = None,
+        in_chans: int | None = None,
+        resize: str = "auto",
         revision: str | None = None,
         freeze_backbone: bool = False,
         drop_path: float = 0.0,
@@ -66,6 +74,7 @@ class MixerClassifier(pl.LightningModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
         compile: bool = False,
+        checkpoint_activations: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -81,14 +90,25 @@ class MixerClassifier(pl.LightningModule):
         self.warmup_steps, self.label_smoothing = warmup_steps, label_smoothing
         self.freeze_backbone, self.drop_path, self.seed = freeze_backbone, drop_path, seed
 
-        self.backbone = load_backbone(backbone, num_classes=num_classes, image_size=image_size, revision=revision, seed=seed)
+        self.backbone = load_backbone(
+            backbone,
+            num_classes=num_classes,
+            image_size=image_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            resize=resize,
+            revision=revision,
+            seed=seed,
+        )
         self.label_names = label_names or self.backbone.label_names
         self.head_note = self._fit_head(label_names)
         if freeze_backbone:
             self.backbone.requires_grad_(False)
             self.backbone.head.requires_grad_(True)
+        self.backbone.checkpoint_activations = checkpoint_activations
         if compile:
-            self.backbone.compile()
+            for block in self.backbone.blocks:
+                block.compile()  # keeps the parameters' names, and the blocks share one graph
 
         classes = self.backbone.num_classes
         if classes < 2:
@@ -130,7 +150,7 @@ class MixerClassifier(pl.LightningModule):
         return f"new zero-initialised head of {len(label_names)} classes ({why})"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S), normalised, to logits (B, classes)."""
+        """Images (B, c, S, T), normalised, to logits (B, classes)."""
         return self.backbone(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -157,10 +177,10 @@ class MixerClassifier(pl.LightningModule):
         return total * (shares / batch.global_size)
 
     def _log_is_due(self, batch_idx: int) -> bool:
-        """Whether this micro-batch ends a step that logs: each `log_every_n_steps`-th, and the last of an epoch."""
-        trainer = self.trainer
+        """Whether this micro-batch ends a step that logs: each `log_every_n_steps`-th, the last of an epoch and of the run."""
+        trainer, step = self.trainer, self.global_step + 1
         ends_step = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        return ends_step and (trainer.is_last_batch or (self.global_step + 1) % trainer.log_every_n_steps == 0)
+        return ends_step and (trainer.is_last_batch or step % trainer.log_every_n_steps == 0 or step == trainer.max_steps)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the dev metrics."""

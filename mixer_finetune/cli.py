@@ -142,7 +142,11 @@ def _evaluate(command: str, arguments: list[str]) -> int:
             run, checkpoint = run_of(target)
     config, _ = _merged(command, rest, run)
     config["model"]["backbone"] = str(checkpoint or run)
-    config["model"]["revision"] = config["model"]["image_size"] = None
+    # What shaped the run's backbone is done; what is typed now asks for another shape.
+    typed = {item.partition("=")[0] for item in rest}
+    for key, value in {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}.items():
+        if f"--model.{key}" not in typed:
+            config["model"][key] = value
     from mixer_finetune.engine import evaluate
 
     return evaluate(config, "val" if command == "validate" else "test")

@@ -114,7 +114,7 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
     split = f"{share} images a step = {trainer.world_size} device(s) x {plan.accumulate} micro-batch(es)"
     revision = f" @ {backbone.origin['revision'][:12]}" if backbone.origin.get("revision") else ""
     lines = [
-        f"backbone   {backbone.origin['source']}{revision}: {backbone.architecture}, {backbone.image_size} px; {model.head_note}",  # noqa: E501
+        f"backbone   {backbone.origin['source']}{revision}: {backbone.architecture}, {_size(backbone)}; {model.head_note}",
         f"data       {data.description}",
         f"training   {trained:,} of {total:,} parameters, {steps:,} steps ({steps / plan.steps:.3g} epochs), {split}",
         f"device     {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, precision {trainer.precision}",
@@ -124,6 +124,15 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
     if trainer.global_step:
         lines.append(f"resuming   at step {trainer.global_step:,} of {steps:,}")
     return lines
+
+
+def _size(backbone: Any) -> str:
+    (height, width), patch = backbone.image_size, backbone.geometry.patch_size
+    rows, columns = backbone.geometry.grid
+    text = f"{height} x {width} px in {rows} x {columns} patches of {patch}"
+    if resized := backbone.origin.get("resized"):
+        text += f", resized from {resized['from'][0]} x {resized['from'][1]} by {resized['method']}"
+    return text
 
 
 def _metric(trainer: pl.Trainer, name: str) -> str:

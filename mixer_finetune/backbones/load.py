@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,68 +17,83 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixer_finetune.backbones.mixer import Mixer
-from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.backbones.variants import VARIANTS, get_variant
+from mixer_finetune.backbones.preprocessing import Preprocessing, as_pair
+from mixer_finetune.backbones.resize import plan_resize, resize_weights
+from mixer_finetune.backbones.trunk import Backbone
+from mixer_finetune.backbones.variants import VARIANTS, Geometry, get_variant
 from mixer_finetune.errors import UserError
 from mixer_finetune.hub import download_model, is_repo_id
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = ("mixer_nano",)
-HEAD_KEYS = ("head.weight", "head.bias")
+OWN_KEY = "mixer_finetune"  # of config.json: what timm has no terms for
 
 
 def load_backbone(
     source: str | Path,
     *,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
+    in_chans: int | None = None,
+    resize: str = "auto",
     revision: str | None = None,
     seed: int = 0,
-) -> Mixer:
-    """A Mixer with the weights that `source` names.
+) -> Backbone:
+    """A backbone with the weights that `source` names, at any resolution.
 
     Args:
         source: A Hub id (`timm/mixer_b16_224.goog_in21k`), a local model folder, run folder or Lightning checkpoint of ours,
             the bundled `mixer_nano`, or an architecture's name (`mixer_s16_224`), which gives fresh weights.
         num_classes: Outputs of the head. None keeps the checkpoint's; the same number keeps its trained head; another
             one gets a new, zero-initialised head; 0 gets none.
-        image_size: Side of the input in pixels; for a checkpoint it must be the checkpoint's own.
+        image_size: Side, or (height, width), of the input in pixels; None keeps the checkpoint's.
+        patch_size: Side of the patches in pixels; None keeps the checkpoint's, or what `resize="patch"` derives.
+        in_chans: Channels of the input: 1, 3 or 4; None keeps the checkpoint's.
+        resize: How trained weights are brought to another number of tokens: "interpolate", "block_diagonal", "features",
+            "patch" (keep the tokens, resize the patches) or "auto"; see `backbones.resize`.
         revision: Branch, tag or commit of a Hub repository.
         seed: Of fresh weights.
 
     Returns:
         The backbone, in training mode, carrying `preprocessing`, `label_names` (None if unknown or the head is new)
-        and `origin` (the source, and the Hub commit where there is one).
+        and `origin` (the source, the Hub commit where there is one, and how the weights were resized).
 
     Raises:
-        UserError: The source does not exist or can't be read, or its weights are of another architecture.
+        UserError: The source does not exist or can't be read, its weights are of another architecture, or the size is
+            impossible.
     """
     source = str(source)
+    size = None if image_size is None else as_pair(image_size)
     if num_classes is not None and num_classes < 0:
         raise UserError(f"num_classes must be 0 or more, got {num_classes}")
     if source in VARIANTS and not Path(source).exists():
-        model = _build_on_meta(source, 1000 if num_classes is None else num_classes, image_size)
+        own = VARIANTS[source].geometry()
+        geometry, _ = plan_resize(source, own, size, patch_size, in_chans, "interpolate" if resize == "auto" else resize)
+        model = _build_on_meta(source, 1000 if num_classes is None else num_classes, geometry, "gelu")
         model.to_empty(device="cpu")
         model.replace_head(model.num_classes)
         model.reset_parameters(seed)
         return model
 
     config, weights, commit = read_model(source, revision)
-    architecture, trained_classes, trained_size = _sizes(config, source)
-    if image_size not in (None, trained_size):
-        raise UserError(
-            f"{source} was trained at {trained_size} px and another resolution is not supported yet; "
-            f"leave out --model.image_size {image_size} (images are resized to {trained_size} px)"
-        )
-    model = _build_on_meta(architecture, trained_classes, trained_size)
-    _check_keys(source, architecture, {k: tuple(v.shape) for k, v in model.state_dict().items()}, weights)
-    model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+    stated = _stated(config, source)
+    trained = _build_on_meta(stated.architecture, stated.num_classes, stated.geometry, stated.activation)
+    _check_keys(source, stated.architecture, {k: tuple(v.shape) for k, v in trained.state_dict().items()}, weights)
+    geometry, method = plan_resize(stated.architecture, stated.geometry, size, patch_size, in_chans, resize)
+    weights = {key: value.float() for key, value in weights.items()}
+    if geometry != stated.geometry:
+        weights = resize_weights(weights, stated.geometry, geometry, method, gated=trained.family == "gmixer")
+    model = _build_on_meta(stated.architecture, stated.num_classes, geometry, stated.activation)
+    model.load_state_dict(weights, assign=True)
     model.requires_grad_(True)
-    model.preprocessing = Preprocessing.from_pretrained_cfg(config.get("pretrained_cfg", config), (trained_size, trained_size))
+    preprocessing = Preprocessing.from_pretrained_cfg(config.get("pretrained_cfg", config), geometry.image_size)
+    model.preprocessing = preprocessing.with_channels(geometry.in_chans)
     model.origin = {"source": source, "weights": "pretrained", "revision": commit}
-    if num_classes in (None, trained_classes):
-        model.label_names = _label_names(config, trained_classes)
+    if geometry != stated.geometry:
+        model.origin["resized"] = {"from": list(stated.geometry.image_size), "to": list(geometry.image_size), "method": method}
+    if num_classes in (None, stated.num_classes):
+        model.label_names = _label_names(config, stated.num_classes)
     else:
         assert num_classes is not None
         model.replace_head(num_classes)
@@ -157,15 +173,37 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _sizes(config: dict[str, Any], source: str) -> tuple[str, int, int]:
-    """Architecture, classes and image side that a config.json states."""
+@dataclass(frozen=True)
+class _Stated:
+    """What a config.json says of the weights beside it."""
+
+    architecture: str
+    num_classes: int
+    geometry: Geometry
+    activation: str
+
+
+def _stated(config: dict[str, Any], source: str) -> _Stated:
     architecture = str(config["architecture"])
     if architecture not in VARIANTS:
         raise UserError(f"{source} is a '{architecture}', which is not supported; expected one of {', '.join(VARIANTS)}")
-    pretrained_cfg = config.get("pretrained_cfg", config)
-    default = get_variant(architecture).image_size
-    image_size = config.get("model_args", {}).get("img_size") or pretrained_cfg.get("input_size", [3, default])[-1]
-    return architecture, int(config.get("num_classes", pretrained_cfg.get("num_classes", 1000))), int(image_size)
+    variant = get_variant(architecture)
+    pretrained_cfg, arguments, own = config.get("pretrained_cfg", config), config.get("model_args", {}), config.get(OWN_KEY, {})
+    try:
+        channels, *sides = pretrained_cfg.get("input_size", [3, variant.image_size, variant.image_size])
+        ratio = arguments.get("mlp_ratio")
+        grid = own.get("trained_grid")
+        geometry = Geometry(
+            as_pair(arguments.get("img_size") or sides),
+            int(own.get("patch_size", variant.patch_size)),
+            int(arguments.get("in_chans", channels)),
+            round(ratio[0] * variant.embed_dim) if isinstance(ratio, list) else own.get("token_hidden"),
+            tuple(grid) if grid else None,
+        )
+        num_classes = int(config.get("num_classes", pretrained_cfg.get("num_classes", 1000)))
+        return _Stated(architecture, num_classes, geometry, str(own.get("activation", "gelu")))
+    except (TypeError, ValueError, IndexError) as error:
+        raise UserError(f"the config.json of {source} can't be understood: {error}") from error
 
 
 def _label_names(config: dict[str, Any], num_classes: int) -> list[str] | None:
@@ -173,9 +211,9 @@ def _label_names(config: dict[str, Any], num_classes: int) -> list[str] | None:
     return list(names) if isinstance(names, list) and len(names) == num_classes else None
 
 
-def _build_on_meta(architecture: str, num_classes: int, image_size: int | None) -> Mixer:
+def _build_on_meta(architecture: str, num_classes: int, geometry: Geometry, activation: str) -> Backbone:
     with torch.device("meta"):
-        return Mixer(architecture, num_classes, image_size)
+        return Backbone(architecture, num_classes, geometry, activation)
 
 
 def _check_keys(source: str, architecture: str, expected: dict[str, tuple[int, ...]], found: dict[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # What PIL calls images of that many channels.
@@ -41,6 +41,16 @@ class Preprocessing:
     def mode(self) -> str:
         """What PIL calls images of this many channels."""
         return MODES[len(self.mean)]
+
+    def with_channels(self, in_chans: int) -> Preprocessing:
+        """The same for another number of channels: one has the mean of the three, a fourth repeats the first."""
+        if in_chans == len(self.mean):
+            return self
+
+        def channels(values: tuple[float, ...]) -> tuple[float, ...]:
+            return (sum(values) / len(values),) if in_chans == 1 else (values * in_chans)[:in_chans]
+
+        return replace(self, mean=channels(self.mean), std=channels(self.std))
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: dict[str, Any], image_size: tuple[int, int]) -> Preprocessing:

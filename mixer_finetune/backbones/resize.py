@@ -32,13 +32,16 @@ Shapes: g = (rows, columns) of a grid, N = rows x columns tokens, in raster orde
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-Grid = tuple[int, int]
+from mixer_finetune.backbones.variants import Geometry, Grid, get_variant
+from mixer_finetune.errors import UserError
 
 
 def cosine_resampling(source: int, target: int) -> Tensor:
@@ -56,6 +59,21 @@ def cosine_resampling(source: int, target: int) -> Tensor:
 def grid_resampling(source: Grid, target: Grid) -> Tensor:
     """The same on grids, separably: (N_target, N_source), float64."""
     return torch.kron(cosine_resampling(source[0], target[0]), cosine_resampling(source[1], target[1]))
+
+
+@lru_cache(maxsize=64)
+def _resampling_on(source: int, target: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return cosine_resampling(source, target).to(device, dtype)
+
+
+def resample_tokens(x: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Token maps from one grid to another, (N, B, C) to (N', B, C), axis by axis."""
+    rows = _resampling_on(source[0], target[0], x.device, x.dtype)
+    columns = _resampling_on(source[1], target[1], x.device, x.dtype)
+    maps = rearrange(x, "(r s) b c -> r s (b c)", r=source[0])
+    maps = torch.einsum("tr,rsn->tsn", rows, maps)
+    maps = torch.einsum("us,tsn->tun", columns, maps)
+    return maps.reshape(-1, *x.shape[1:])
 
 
 def part_order(grid: Grid, factors: Grid) -> Tensor:
@@ -88,13 +106,162 @@ def resize_patch_embedding(weight: Tensor, patch_size: int) -> Tensor:
 def fold_channels(weight: Tensor, in_chans: int) -> Tensor:
     """A patch embedding of RGB patches, (C, 3, P, P), for another number of channels.
 
-    One channel: the sum over RGB, so that a grey image gives what it gave as RGB. More than three: the RGB planes in turn,
-    scaled so that equal planes give what they gave.
+    One channel: the sum over RGB, so that a grey image gives what it gave as RGB. More than three: the RGB planes in turn, each
+    divided by how often it comes, so that planes that repeat in the same way give what they gave.
     """
     old = weight.shape[1]
     if in_chans == old:
         return weight
     if in_chans == 1:
         return weight.sum(1, keepdim=True)
-    planes = weight.repeat(1, -(-in_chans // old), 1, 1)[:, :in_chans]
-    return planes * (old / in_chans)
+    source = torch.arange(in_chans) % old
+    return weight[:, source] / source.bincount()[source][:, None, None]
+
+
+METHODS = ("auto", "interpolate", "block_diagonal", "features", "patch")
+
+# What the sides of the token-mixing parameters index, by the end of their names: output side, then input side.
+_SIDES = {
+    "mlp_tokens.fc1.weight": ("hidden", "tokens"),
+    "mlp_tokens.fc1.bias": ("hidden",),
+    "mlp_tokens.fc2.weight": ("tokens", "hidden"),
+    "mlp_tokens.fc2.bias": ("tokens",),
+    "linear_tokens.weight": ("tokens", "tokens"),
+    "linear_tokens.bias": ("tokens",),
+    "gate.proj.weight": ("tokens", "tokens"),
+    "gate.proj.bias": ("tokens",),
+}
+
+
+def plan_resize(
+    architecture: str,
+    old: Geometry,
+    image_size: tuple[int, int] | None,
+    patch_size: int | None,
+    in_chans: int | None,
+    method: str,
+) -> tuple[Geometry, str]:
+    """The geometry that weights are to be brought to, and the method that `method` comes to ("none": nothing changes).
+
+    Args:
+        architecture: Of the weights.
+        old: Their geometry.
+        image_size: (height, width) asked for; the weights' own when None.
+        patch_size: Asked for; the weights' own when None (`patch` derives it).
+        in_chans: Asked for; the weights' own when None.
+        method: One of METHODS.
+
+    Raises:
+        UserError: The method can't give that size; the message says which sizes it can.
+    """
+    if method not in METHODS:
+        raise UserError(f"--model.resize must be one of {', '.join(METHODS)}, got '{method}'")
+    size = image_size or old.image_size
+    if method == "patch":
+        rows, columns = old.grid
+        side = size[0] // rows
+        if side < 1 or (side * rows, side * columns) != size or patch_size not in (None, side):
+            sizes = ", ".join(f"{p * rows} x {p * columns}" for p in range(max(side - 1, 1), side + 3))
+            raise UserError(
+                f"--model.resize patch keeps the {rows} x {columns} tokens, so the image must be a multiple: use {sizes}"
+            )
+        patch_size = side
+    new = replace(old, image_size=size)
+    if patch_size is not None:
+        new = replace(new, patch_size=patch_size)
+    if in_chans is not None:
+        new = replace(new, in_chans=in_chans)
+    new.check(architecture)
+    trained = old.trained_grid or old.grid
+    if new.grid == trained:
+        return replace(new, trained_grid=None), "patch" if new.patch_size != old.patch_size else "none"
+    if method == "auto":
+        method = "features" if old.trained_grid else AUTO
+    elif method != "features" and old.trained_grid:
+        raise UserError("weights that were fine-tuned with --model.resize features can only be resized by features")
+    if method == "features":
+        return replace(new, trained_grid=trained), method
+    if method == "block_diagonal":
+        factors = _factors(old.grid, new.grid)
+        width = old.token_hidden or get_variant(architecture).token_hidden
+        return replace(new, token_hidden=width and width * factors[0] * factors[1]), method
+    return new, method
+
+
+# What `auto` comes to where the grid changes: see the measurements of tests/benchmarks/resize_methods.py in the README.
+AUTO = "interpolate"
+
+
+def _factors(old: Grid, new: Grid) -> Grid:
+    if new[0] % old[0] or new[1] % old[1]:
+        raise UserError(
+            f"--model.resize block_diagonal needs whole multiples of the trained {old[0]} x {old[1]} tokens, got "
+            f"{new[0]} x {new[1]}; use a multiple of the trained image size, or --model.resize interpolate"
+        )
+    return new[0] // old[0], new[1] // old[1]
+
+
+def resize_weights(weights: dict[str, Tensor], old: Geometry, new: Geometry, method: str, gated: bool) -> dict[str, Tensor]:
+    """Weights of one geometry brought to another.
+
+    Args:
+        weights: By timm's names.
+        old: Their geometry.
+        new: From `plan_resize`.
+        method: From `plan_resize`.
+        gated: Whether the hidden side of the token MLP is in two halves, one gating the other (gMixer).
+    """
+    resized = dict(weights)
+    stem = fold_channels(weights["stem.proj.weight"], new.in_chans)
+    resized["stem.proj.weight"] = resize_patch_embedding(stem, new.patch_size)
+    if method not in ("interpolate", "block_diagonal"):
+        return resized
+    if method == "interpolate":
+        change = _Interpolation(grid_resampling(old.grid, new.grid), grid_resampling(new.grid, old.grid))
+    else:
+        change = _BlockDiagonal(old.grid, _factors(old.grid, new.grid), gated)
+    for name, value in weights.items():
+        for ending, sides in _SIDES.items():
+            if name.endswith(ending):
+                resized[name] = change(value.double(), sides).to(value.dtype)
+    return resized
+
+
+class _Interpolation:
+    """R+ on a spatial output side, R on a spatial input side."""
+
+    def __init__(self, to_new: Tensor, to_old: Tensor) -> None:
+        self.to_new, self.to_old = to_new, to_old
+
+    def __call__(self, value: Tensor, sides: tuple[str, ...]) -> Tensor:
+        if sides[0] == "tokens":
+            value = self.to_new @ value
+        return value @ self.to_old if sides[1:] == ("tokens",) else value
+
+
+class _BlockDiagonal:
+    """A copy of the parameter for each part of the image."""
+
+    def __init__(self, grid: Grid, factors: Grid, gated: bool) -> None:
+        self.parts, self.order, self.gated = factors[0] * factors[1], part_order(grid, factors), gated
+
+    def __call__(self, value: Tensor, sides: tuple[str, ...]) -> Tensor:
+        if len(sides) == 1:
+            copies = value.repeat(self.parts)
+        else:
+            copies = torch.kron(torch.eye(self.parts, dtype=value.dtype), value)
+        result = torch.empty_like(copies)
+        result[self._positions(sides[0], len(copies), output=True)] = copies
+        if len(sides) == 1:
+            return result
+        columns = self._positions(sides[1], copies.shape[1], output=False)
+        return torch.empty_like(result).index_copy_(1, columns, result)
+
+    def _positions(self, side: str, length: int, output: bool) -> Tensor:
+        """Where the entries of the part-by-part side go."""
+        if side == "tokens":
+            return self.order
+        if self.gated and output:
+            # Part by part, each with its two halves; wanted: all first halves, then all second halves.
+            return rearrange(torch.arange(length), "(half part h) -> (part half h)", half=2, part=self.parts)
+        return torch.arange(length)

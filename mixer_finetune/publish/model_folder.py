@@ -8,19 +8,37 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from mixer_finetune.backbones.mixer import Mixer
+from mixer_finetune.backbones.load import OWN_KEY
+from mixer_finetune.backbones.trunk import Backbone
+from mixer_finetune.backbones.variants import get_variant
 from mixer_finetune.runs import write_atomically
 
 
-def model_config(backbone: Mixer, label_names: list[str] | None) -> dict[str, Any]:
+def model_config(backbone: Backbone, label_names: list[str] | None) -> dict[str, Any]:
     """The content of `config.json`: timm's terms, and where the weights came from under `mixer_finetune`."""
     preprocessing = backbone.preprocessing.to_pretrained_cfg()
+    geometry, variant = backbone.geometry, get_variant(backbone.architecture)
+    height, width = geometry.image_size
+    arguments: dict[str, Any] = {"img_size": height if height == width else [height, width]}
+    if geometry.in_chans != 3:
+        arguments["in_chans"] = geometry.in_chans
+    own: dict[str, Any] = {"backbone": backbone.origin}
+    if geometry.token_hidden and variant.family == "mixer":
+        arguments["mlp_ratio"] = [geometry.token_hidden / variant.embed_dim, variant.mlp_ratio[1]]
+    elif geometry.token_hidden:
+        own["token_hidden"] = geometry.token_hidden
+    if geometry.patch_size != variant.patch_size:
+        own["patch_size"] = geometry.patch_size
+    if geometry.trained_grid:
+        own["trained_grid"] = list(geometry.trained_grid)
+    if backbone.activation != "gelu":
+        own["activation"] = backbone.activation
     config: dict[str, Any] = {
         "architecture": backbone.architecture,
         "num_classes": backbone.num_classes,
         "num_features": backbone.num_features,
         "global_pool": "avg",
-        "model_args": {"img_size": backbone.image_size},
+        "model_args": arguments,
         "pretrained_cfg": {
             **preprocessing,
             "num_classes": backbone.num_classes,
@@ -28,14 +46,30 @@ def model_config(backbone: Mixer, label_names: list[str] | None) -> dict[str, An
             "first_conv": "stem.proj",
             "classifier": "head",
         },
-        "mixer_finetune": {"backbone": backbone.origin},
+        OWN_KEY: own,
     }
     if label_names:
         config["label_names"] = list(label_names)
     return config
 
 
-def save_model_folder(folder: str | Path, backbone: Mixer, label_names: list[str] | None) -> None:
+def beyond_timm(backbone: Backbone) -> list[str]:
+    """What timm can't express of a backbone, in words: its folder loads with us, but not, or not equally, in timm."""
+    variant, reasons = get_variant(backbone.architecture), []
+    if backbone.geometry.patch_size != variant.patch_size:
+        reasons.append(
+            f"patch size {backbone.geometry.patch_size} (timm fixes {variant.patch_size} by the architecture's name)"
+        )
+    if backbone.geometry.token_hidden and variant.family == "gmixer":
+        reasons.append("the hidden width of the token MLP (timm fixes gMixer's by the architecture's name)")
+    if backbone.geometry.trained_grid:
+        reasons.append("tokens resampled to the trained grid (--model.resize features)")
+    if backbone.activation != "gelu":
+        reasons.append("the tanh form of GELU (timm would compute the exact one: outputs differ by about 1e-3)")
+    return reasons
+
+
+def save_model_folder(folder: str | Path, backbone: Backbone, label_names: list[str] | None) -> None:
     """Write `config.json` and `model.safetensors`, each whole or not at all.
 
     Args:
