@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -243,7 +243,7 @@ def fetch(repo_id: str, repo_type: str, name: str, revision: str) -> Path:
 def _locate(repo_id: str, repo_type: str, name: str, revision: str) -> Path:
     """The file in the cache, downloaded where it is not there or the revision may have moved on."""
     import huggingface_hub as hub
-    from huggingface_hub import constants
+    from huggingface_hub import constants, errors
 
     cached = hub.try_to_load_from_cache(repo_id, name, revision=revision, repo_type=repo_type)
     if isinstance(cached, str) and _COMMIT.fullmatch(revision):
@@ -256,7 +256,8 @@ def _locate(repo_id: str, repo_type: str, name: str, revision: str) -> Path:
             # Asked first, since the download itself would take an old file from the cache when the Hub does not answer,
             # or go on asking for minutes.
             url = hub.hf_hub_url(repo_id, name, repo_type=repo_type, revision=revision)
-            hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            with suppress(errors.RemoteEntryNotFoundError):  # raised below, where the cache takes note of it
+                hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return hub.hf_hub_download(repo_id, name, repo_type=repo_type, revision=revision, local_files_only=offline)
 
     try:

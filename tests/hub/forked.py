@@ -1,0 +1,76 @@
+"""Real commands without the seconds that importing torch takes: each runs in a fork of a process that has imported it.
+
+The Hub's clients read the environment when they are imported, so that process leaves them out and each fork imports its own.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["mixer_finetune.engine", "mixer_finetune.predict"])
+
+
+def run(
+    target: Callable[..., int], arguments: tuple[Any, ...], environment: dict[str, str], folder: Path, timeout: float
+) -> CompletedProcess[str]:
+    """Run `target(*arguments)`, a function of this module, in an environment and a folder; what it returns is the status."""
+    stem = str(time.monotonic_ns())
+    logs = [folder.parent / f"{folder.name}-{stem}.{name}" for name in ("out", "err")]
+    process = _context.Process(target=_enter, args=(target, arguments, environment, folder, logs))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise TimeoutError(f"{arguments} still ran after {timeout} s: {[log.read_text() for log in logs]}")
+    assert process.exitcode is not None
+    return CompletedProcess(arguments, process.exitcode, *(log.read_text() for log in logs))
+
+
+def _enter(
+    target: Callable[..., int], arguments: tuple[Any, ...], environment: dict[str, str], folder: Path, logs: list[Path]
+) -> None:
+    assert "huggingface_hub" not in sys.modules
+    for stream, log in zip((sys.stdout, sys.stderr), logs, strict=True):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.exit(target(*arguments))
+
+
+def command(*arguments: str) -> int:
+    """As `python -m mixer_finetune ARGUMENTS`."""
+    from mixer_finetune.cli import main
+
+    return main(list(arguments))
+
+
+def load(model: tuple[str, str | None] | None, data: tuple[str, str | None] | None) -> int:
+    """Load a backbone and a data set, each given by id and revision, as a run does, and print what came as JSON."""
+    from mixer_finetune import UserError, load_backbone
+    from mixer_finetune.data.sources import open_source
+
+    found: dict[str, Any] = {}
+    try:
+        if data:
+            source = open_source(data[0], revision=data[1])
+            found["data"] = {"commit": source.revision, "images": {role: len(split) for role, split in source.splits.items()}}
+        if model:
+            backbone = load_backbone(model[0], revision=model[1])
+            weights = sum(parameter.sum().item() for parameter in backbone.parameters())
+            found["model"] = {"commit": backbone.origin["revision"], "sum": weights, "labels": backbone.label_names}
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found))
+    return 0
