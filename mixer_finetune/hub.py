@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mixer_finetune.errors import UserError
 
@@ -26,7 +26,8 @@ T = TypeVar("T")
 ATTEMPTS = 4
 FIRST_WAIT = 0.5  # seconds; doubled from one attempt to the next
 LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more with Retry-After is not waited for
-TIME_LIMIT = 120.0  # seconds, after which nothing is tried again
+TIME_LIMIT = 20.0  # seconds after which a failure is final, since the client tries some requests again by itself
+DOWNLOAD_TIME_LIMIT = 3600.0  # seconds; the same of a whole file
 TRANSIENT_STATUS = frozenset((408, 429, 500, 502, 503, 504))
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -58,7 +59,6 @@ def hub_errors(repo_id: str, kind: str, option: str) -> Iterator[None]:
 
     # Their warnings are about what is tried again or explained here.
     quieted = {logger: logger.level for logger in map(logging.getLogger, ("huggingface_hub", "datasets"))}
-    timeout = get_session().timeout
     try:
         for logger in quieted:
             logger.setLevel(logging.ERROR)
@@ -73,7 +73,8 @@ def hub_errors(repo_id: str, kind: str, option: str) -> Iterator[None]:
             raise UserError(explanation) from error
         raise
     finally:
-        get_session().timeout = timeout
+        hooks = get_session().event_hooks
+        get_session().event_hooks = {**hooks, "request": [hook for hook in hooks["request"] if hook is not _limit_wait]}
         for logger, level in quieted.items():
             logger.setLevel(level)
 
@@ -140,29 +141,43 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def retried(read: Callable[[], T]) -> T:
+def retried(read: Callable[[], T], time_limit: float = TIME_LIMIT) -> T:
     """The result of an idempotent read, tried again while the failure is one that passes.
+
+    Args:
+        read: What to do.
+        time_limit: Seconds after which a failure is final.
 
     Raises:
         Exception: That of the last attempt.
     """
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import get_session
 
     started = time.monotonic()
     for attempt in range(ATTEMPTS):
-        if get_session().timeout.read is None:
-            get_session().timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        hooks = get_session().event_hooks  # of a new session where the client gave up the last one
+        if _limit_wait not in hooks["request"]:
+            get_session().event_hooks = {**hooks, "request": [*hooks["request"], _limit_wait]}
         try:
             return read()
         except Exception as error:
             wait = max(FIRST_WAIT * 2**attempt, _asked_wait(error))
-            late = time.monotonic() - started + wait > TIME_LIMIT
-            if not is_transient(error) or attempt == ATTEMPTS - 1 or wait > LONGEST_WAIT or late:
+            last = attempt == ATTEMPTS - 1 or time.monotonic() - started > time_limit
+            if last or wait > LONGEST_WAIT or not is_transient(error):
                 raise
             if wait > 5:
                 _log.warning("the Hub asks to wait %.0f s", wait)
         time.sleep(wait)
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _limit_wait(request: Any) -> None:
+    """Give a request that would wait for ever the time limit of downloads."""
+    from huggingface_hub import constants
+
+    limits = request.extensions.get("timeout", {})
+    limits = {key: constants.HF_HUB_DOWNLOAD_TIMEOUT if limit is None else limit for key, limit in limits.items()}
+    request.extensions = {**request.extensions, "timeout": limits}
 
 
 def is_transient(error: BaseException) -> bool:
@@ -209,14 +224,16 @@ def download_model(repo_id: str, revision: str | None) -> tuple[Path, str]:
     return config.parent, commit
 
 
-def fetch(repo_id: str, repo_type: str, name: str, revision: str) -> Path:
+def fetch(repo_id: str, repo_type: str, name: str, revision: str, *, cache: bool = True) -> Path:
     """A file of a repository, from the cache or the Hub, with the content that the Hub states.
 
     Args:
         repo_id: `user/name`.
         repo_type: "model" or "dataset".
         name: Path in the repository.
-        revision: Branch, tag or commit. Of a commit, a cached file is taken without asking the Hub.
+        revision: Branch, tag or commit.
+        cache: Whether the Hub need not answer: of a commit, a cached file is taken without asking it, and of a branch or tag
+            where it can't be reached.
 
     Returns:
         The file inside the snapshot of its commit, in the cache.
@@ -228,7 +245,7 @@ def fetch(repo_id: str, repo_type: str, name: str, revision: str) -> Path:
     from huggingface_hub import constants
 
     for _ in range(2):
-        path = _locate(repo_id, repo_type, name, revision)
+        path = _locate(repo_id, repo_type, name, revision, cache)
         if is_intact(path):
             return path
         if constants.HF_HUB_OFFLINE:
@@ -240,33 +257,40 @@ def fetch(repo_id: str, repo_type: str, name: str, revision: str) -> Path:
     )
 
 
-def _locate(repo_id: str, repo_type: str, name: str, revision: str) -> Path:
+def _locate(repo_id: str, repo_type: str, name: str, revision: str, cache: bool) -> Path:
     """The file in the cache, downloaded where it is not there or the revision may have moved on."""
     import huggingface_hub as hub
     from huggingface_hub import constants, errors
 
-    cached = hub.try_to_load_from_cache(repo_id, name, revision=revision, repo_type=repo_type)
+    cached = hub.try_to_load_from_cache(repo_id, name, revision=revision, repo_type=repo_type) if cache else None
     if isinstance(cached, str) and _COMMIT.fullmatch(revision):
         return Path(cached)
 
     offline = constants.HF_HUB_OFFLINE
 
+    def ask() -> None:
+        url = hub.hf_hub_url(repo_id, name, repo_type=repo_type, revision=revision)
+        with suppress(errors.RemoteEntryNotFoundError):  # raised by the download, where the cache takes note of it
+            hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+
     def download() -> str:
-        if not offline:
-            # Asked first, since the download itself would take an old file from the cache when the Hub does not answer,
-            # or go on asking for minutes.
-            url = hub.hf_hub_url(repo_id, name, repo_type=repo_type, revision=revision)
-            with suppress(errors.RemoteEntryNotFoundError):  # raised below, where the cache takes note of it
-                hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return hub.hf_hub_download(repo_id, name, repo_type=repo_type, revision=revision, local_files_only=offline)
 
     try:
-        return Path(retried(download))
+        if not offline:
+            # The download alone would take an old file from the cache when the Hub does not answer, or ask for minutes.
+            retried(ask)
+        return Path(retried(download, DOWNLOAD_TIME_LIMIT))
     except Exception as error:
         if not isinstance(cached, str) or not is_transient(error):
             raise
-        _log.warning("the Hub can't be reached (%s): '%s' at %s is taken from the cache", _reason(error), repo_id, revision)
+        warn_of_cache(error, repo_id, revision)
         return Path(cached)
+
+
+def warn_of_cache(error: BaseException, repo_id: str, revision: str) -> None:
+    """Say that the cache serves in place of a Hub that does not answer."""
+    _log.warning("the Hub can't be reached (%s): '%s' at %s is taken from the cache", _reason(error), repo_id, revision)
 
 
 def is_intact(path: Path) -> bool:

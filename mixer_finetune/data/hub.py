@@ -6,16 +6,14 @@ silently gives the tables that were prepared last, whatever the revision asked f
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mixer_finetune.errors import UserError
-from mixer_finetune.hub import fetch, hub_errors, is_transient, retried
+from mixer_finetune.hub import fetch, hub_errors, is_transient, retried, warn_of_cache
 
 DOWNLOADS_AT_ONCE = 8
-_log = logging.getLogger(__name__)
 
 
 def load_hub_tables(repo_id: str, config: str | None, revision: str | None) -> tuple[Any, str]:
@@ -31,21 +29,22 @@ def load_hub_tables(repo_id: str, config: str | None, revision: str | None) -> t
     """
     from huggingface_hub import constants, errors
 
+    revision = revision or "main"
     with hub_errors(repo_id, "data set", "--data.source"):
-        commit = _commit(repo_id, revision or "main")
         if constants.HF_HUB_OFFLINE:
-            tables = _prepared(repo_id, config, commit)
-            if tables is None:
-                raise errors.LocalEntryNotFoundError(f"'{repo_id}' is not prepared at commit {commit}")
-            return tables, commit
+            return _from_cache(repo_id, config, revision)
         try:
+            commit = _commit(repo_id, revision)
             builder = retried(lambda: _builder(repo_id, config, commit))
         except Exception as error:
-            tables = _prepared(repo_id, config, commit) if is_transient(error) else None
-            if tables is None:
+            if not is_transient(error):
                 raise
-            _log.warning("the Hub can't be reached: the tables of '%s' are taken from the cache", repo_id)
-            return tables, commit
+            try:
+                found = _from_cache(repo_id, config, revision)
+            except (errors.LocalEntryNotFoundError, errors.RevisionResolutionError):
+                raise error  # noqa: B904  (with its own cause, which says why the Hub can't be reached)
+            warn_of_cache(error, repo_id, revision)
+            return found
         if not Path(builder.cache_dir).is_dir():
             _fetch_files(repo_id, builder, commit)
         retried(builder.download_and_prepare)
@@ -53,14 +52,11 @@ def load_hub_tables(repo_id: str, config: str | None, revision: str | None) -> t
 
 
 def _commit(repo_id: str, revision: str) -> str:
-    """The commit that a revision stands for: of the Hub, or of the cache when offline or out of reach."""
-    import huggingface_hub as hub
-    from huggingface_hub import constants, errors
+    """The commit that a revision stands for on the Hub, of which the cache takes note."""
+    from huggingface_hub import errors
 
-    if constants.HF_HUB_OFFLINE:
-        return hub.HfApi().resolve_revision(repo_id, repo_type="dataset", revision=revision, local_files_only=True).resolved
     try:
-        return fetch(repo_id, "dataset", "README.md", revision).parent.name
+        return fetch(repo_id, "dataset", "README.md", revision, cache=False).parent.name
     except errors.RemoteEntryNotFoundError as error:
         return error.response.headers["X-Repo-Commit"]
 
@@ -82,13 +78,18 @@ def _fetch_files(repo_id: str, builder: Any, commit: str) -> None:
         list(pool.map(lambda file: fetch(repo_id, "dataset", file.removeprefix(prefix), commit), sorted(files)))
 
 
-def _prepared(repo_id: str, config: str | None, commit: str) -> Any:
-    """The tables that an earlier run prepared of that very commit, or None.
+def _from_cache(repo_id: str, config: str | None, revision: str) -> tuple[Any, str]:
+    """The tables that an earlier run prepared of the commit that the cache knows for a revision, and the commit.
 
     Raises:
         UserError: Several configurations are prepared, and none is chosen.
+        RevisionResolutionError: The cache does not know the revision.
+        LocalEntryNotFoundError: Nothing is prepared of that commit.
     """
     from datasets.packaged_modules.cache.cache import Cache
+    from huggingface_hub import HfApi, errors
+
+    commit = HfApi().resolve_revision(repo_id, repo_type="dataset", revision=revision, local_files_only=True).resolved
 
     def cached(config: str) -> Any:
         return Cache(dataset_name=repo_id.split("/")[1], repo_id=repo_id, config_name=config, version="0.0.0", hash=commit)
@@ -100,7 +101,7 @@ def _prepared(repo_id: str, config: str | None, commit: str) -> Any:
             f"the cache holds several configurations of '{repo_id}': choose {' or '.join(configs)} by --data.config"
         )
     if not configs or config not in (None, *configs):
-        return None
+        raise errors.LocalEntryNotFoundError(f"'{repo_id}' is not prepared at commit {commit}")
     builder = cached(config or configs[0])
     builder.download_and_prepare()
-    return builder.as_dataset()
+    return builder.as_dataset(), commit
