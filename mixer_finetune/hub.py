@@ -13,22 +13,12 @@ import hashlib
 import logging
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
 
 from mixer_finetune.errors import UserError
-
-T = TypeVar("T")
-
-ATTEMPTS = 4
-FIRST_WAIT = 0.5  # seconds; doubled from one attempt to the next
-LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more with Retry-After is not waited for
-TIME_LIMIT = 20.0  # seconds after which a failure is final, since the client tries some requests again by itself
-DOWNLOAD_TIME_LIMIT = 3600.0  # seconds; the same of a whole file
-TRANSIENT_STATUS = frozenset((408, 429, 500, 502, 503, 504))
+from mixer_finetune.hub_retry import DOWNLOAD_TIME_LIMIT, causes, first_line, is_transient, limit_wait, reason, retried
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -67,14 +57,14 @@ def hub_errors(repo_id: str, kind: str, option: str) -> Iterator[None]:
         # Cut off from its cause, whose text may hold the token.
         raise UserError("the token in HF_TOKEN can't be sent: it holds characters that no token has") from None
     except errors.HFValidationError as error:
-        raise UserError(f"'{repo_id}' is not the id of a {kind} on the Hub: {_first_line(error)}; change {option}") from error
+        raise UserError(f"'{repo_id}' is not the id of a {kind} on the Hub: {first_line(error)}; change {option}") from error
     except Exception as error:
         if explanation := _explanation(error, repo_id, kind, option):
             raise UserError(explanation) from error
         raise
     finally:
         hooks = get_session().event_hooks
-        get_session().event_hooks = {**hooks, "request": [hook for hook in hooks["request"] if hook is not _limit_wait]}
+        get_session().event_hooks = {**hooks, "request": [hook for hook in hooks["request"] if hook is not limit_wait]}
         for logger, level in quieted.items():
             logger.setLevel(level)
 
@@ -86,7 +76,7 @@ def _explanation(error: BaseException, repo_id: str, kind: str, option: str) -> 
 
     endpoint, name = constants.ENDPOINT, f"the {kind} '{repo_id}'"
     elsewhere = f"to work offline, give {option} a local folder or a bundled name"
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, errors.GatedRepoError):
             page = f"{endpoint}/{'datasets/' if kind == 'data set' else ''}{repo_id}"
             return f"{name} is gated: ask for access at {page}, then set HF_TOKEN"
@@ -106,105 +96,11 @@ def _explanation(error: BaseException, repo_id: str, kind: str, option: str) -> 
         if isinstance(cause, httpx.HTTPError | ConnectionError):
             break  # what lies under it is the network's
     missed = (httpx.HTTPError, errors.EntryNotFoundError, errors.RevisionResolutionError, ConnectionError)
-    if not any(isinstance(cause, missed) for cause in _causes(error)) and not is_transient(error):
+    if not any(isinstance(cause, missed) for cause in causes(error)) and not is_transient(error):
         return None
     if constants.HF_HUB_OFFLINE:
         return f"offline mode is on (HF_HUB_OFFLINE) and {name} is not in the cache; {elsewhere}"
-    return f"the Hub ({endpoint}) can't be reached and {name} is not in the cache; {elsewhere} ({_reason(error)})"
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it was raised from; not what merely happened before, as the files that datasets tries in vain."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
-
-
-def _reason(error: BaseException) -> str:
-    """What kept the Hub from answering, in a few words."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx
-
-    for cause in _causes(error):
-        if isinstance(cause, errors.HfHubHTTPError):
-            wait = _asked_wait(cause)
-            return f"it answers {cause.response.status_code}" + (f" and asks to wait {wait:.0f} s" if wait else "")
-        if isinstance(cause, httpx.TimeoutException):
-            return "no answer in time"
-        if isinstance(cause, httpx.TransportError):
-            return _first_line(cause)
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def retried(read: Callable[[], T], time_limit: float = TIME_LIMIT) -> T:
-    """The result of an idempotent read, tried again while the failure is one that passes.
-
-    Args:
-        read: What to do.
-        time_limit: Seconds after which a failure is final.
-
-    Raises:
-        Exception: That of the last attempt.
-    """
-    from huggingface_hub import get_session
-
-    started = time.monotonic()
-    for attempt in range(ATTEMPTS):
-        hooks = get_session().event_hooks  # of a new session where the client gave up the last one
-        if _limit_wait not in hooks["request"]:
-            get_session().event_hooks = {**hooks, "request": [*hooks["request"], _limit_wait]}
-        try:
-            return read()
-        except Exception as error:
-            wait = max(FIRST_WAIT * 2**attempt, _asked_wait(error))
-            last = attempt == ATTEMPTS - 1 or time.monotonic() - started > time_limit
-            if last or wait > LONGEST_WAIT or not is_transient(error):
-                raise
-            if wait > 5:
-                _log.warning("the Hub asks to wait %.0f s", wait)
-        time.sleep(wait)
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _limit_wait(request: Any) -> None:
-    """Give a request that would wait for ever the time limit of downloads."""
-    from huggingface_hub import constants
-
-    limits = request.extensions.get("timeout", {})
-    limits = {key: constants.HF_HUB_DOWNLOAD_TIMEOUT if limit is None else limit for key, limit in limits.items()}
-    request.extensions = {**request.extensions, "timeout": limits}
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same read may succeed a little later: network errors, and statuses that say so."""
-    from huggingface_hub import constants, errors
-    from huggingface_hub.utils import httpx
-
-    for cause in _causes(error):
-        if isinstance(cause, errors.OfflineModeIsEnabled):
-            return False
-        if isinstance(cause, errors.HfHubHTTPError):
-            return cause.response.status_code in TRANSIENT_STATUS
-        if isinstance(cause, errors.LocalEntryNotFoundError) and cause.__cause__ is None:
-            return not constants.HF_HUB_OFFLINE  # datasets drops the cause, which then is the network
-        if isinstance(cause, httpx.TimeoutException | httpx.NetworkError | httpx.RemoteProtocolError | ConnectionError):
-            return True
-    # How the client calls a body that ends early.
-    return "Consistency check failed" in str(error)
-
-
-def _asked_wait(error: BaseException) -> float:
-    """Seconds that the Hub asks to wait with Retry-After; 0 where it does not."""
-    for cause in _causes(error):
-        asked = getattr(getattr(cause, "response", None), "headers", {}).get("Retry-After", "")
-        if asked.isdigit():
-            return float(asked)
-    return 0.0
+    return f"the Hub ({endpoint}) can't be reached and {name} is not in the cache; {elsewhere} ({reason(error)})"
 
 
 def download_model(repo_id: str, revision: str | None) -> tuple[Path, str]:
@@ -290,7 +186,7 @@ def _locate(repo_id: str, repo_type: str, name: str, revision: str, cache: bool)
 
 def warn_of_cache(error: BaseException, repo_id: str, revision: str) -> None:
     """Say that the cache serves in place of a Hub that does not answer."""
-    _log.warning("the Hub can't be reached (%s): '%s' at %s is taken from the cache", _reason(error), repo_id, revision)
+    _log.warning("the Hub can't be reached (%s): '%s' at %s is taken from the cache", reason(error), repo_id, revision)
 
 
 def is_intact(path: Path) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mixer_finetune.errors import UserError
-from mixer_finetune.hub import fetch, hub_errors, is_transient, retried, warn_of_cache
+from mixer_finetune.hub import fetch, hub_errors, warn_of_cache
+from mixer_finetune.hub_retry import is_transient, retried
 
 DOWNLOADS_AT_ONCE = 8
 

@@ -68,8 +68,8 @@ def command(forked_run):
 def load(forked_run):
     """Load a model and a data set as a run does: what came, with "notes" for the user, or the line of the error."""
 
-    def run(model=None, data=None, *, model_revision=None, data_revision=None, **changes):
-        asked = ((model, model_revision) if model else None, (data, data_revision) if data else None)
+    def run(model=None, data=None, *, model_revision=None, data_revision=None, data_config=None, **changes):
+        asked = ((model, model_revision) if model else None, (data, data_revision, data_config) if data else None)
         result = forked_run(forked.load, *asked, **changes)
         if result.returncode == 0:
             return {**json.loads(result.stdout), "notes": result.stderr}

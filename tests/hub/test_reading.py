@@ -78,6 +78,24 @@ def test_a_data_set_without_a_card_is_read(load, hub, digits):
     assert load(data="someone/bare", HF_HUB_OFFLINE="1") == found
 
 
+def test_configurations_are_kept_apart_offline(load, hub, digits):
+    card = (
+        b"---\nconfigs:\n- {config_name: big, data_files: data/train-*}\n- {config_name: small, data_files: data/test-*}\n---\n"
+    )
+    digits.commit({"README.md": card})
+    big, small = (load(data="someone/digits", data_config=config) for config in ("big", "small"))
+    assert [found["data"]["images"] for found in (big, small)] == [{"train": 1438}, {"train": 359}]
+    assert load(data="someone/digits", data_config="big", HF_HUB_OFFLINE="1") == big
+    assert_one_line(load(data="someone/digits", HF_HUB_OFFLINE="1"), "choose big or small by --data.config")
+    assert_one_line(load(data="someone/digits", data_config="huge", HF_HUB_OFFLINE="1"), "is not in the cache")
+
+
+def test_a_cache_without_links_is_read(load, nano):
+    found = load("someone/nano", HF_HUB_DISABLE_SYMLINKS="1")
+    assert found["model"]["commit"] == nano.head.id
+    assert load("someone/nano", HF_HUB_DISABLE_SYMLINKS="1", HF_HUB_OFFLINE="1") == found
+
+
 REFUSALS = {
     "no such model": (("someone/none", None), "no model 'someone/none' on the Hub"),
     "no such data set": ((None, "someone/none"), "no data set 'someone/none' on the Hub"),
