@@ -5,6 +5,7 @@ The Hub's clients read the environment when they are imported, so that process l
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -55,6 +56,14 @@ def command(*arguments: str) -> int:
     return main(list(arguments))
 
 
+def weights_hash(weights: dict[str, Any]) -> str:
+    """Equal for bitwise equal weights only."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
 def load(model: tuple[str, str | None] | None, data: tuple[str, str | None, str | None] | None) -> int:
     """Load a backbone (id, revision) and a data set (id, revision, configuration) as a run does; print what came as JSON."""
     from mixer_finetune import UserError, hub_retry, load_backbone
@@ -69,8 +78,8 @@ def load(model: tuple[str, str | None] | None, data: tuple[str, str | None, str 
             found["data"] = {"commit": source.revision, "images": {role: len(split) for role, split in source.splits.items()}}
         if model:
             backbone = load_backbone(model[0], revision=model[1])
-            weights = sum(parameter.sum().item() for parameter in backbone.parameters())
-            found["model"] = {"commit": backbone.origin["revision"], "sum": weights, "labels": backbone.label_names}
+            weights = weights_hash(backbone.state_dict())
+            found["model"] = {"commit": backbone.origin["revision"], "weights": weights, "labels": backbone.label_names}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
