@@ -1,16 +1,30 @@
-"""What backbones and data sets share in talking to the Hugging Face Hub: one line for each way it can refuse."""
+"""Reading from the Hugging Face Hub, with what its client leaves out.
+
+The client (huggingface_hub 2.4) gives up at a dropped connection or one 503, silently takes what the cache holds when the Hub
+does not answer, checks of a file its size alone, and waits for ever in some calls. Here reads are tried again for a while,
+a stale answer of the cache is announced, content is checked against the hash that the Hub states, and every refusal is one
+line that says what to change.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mixer_finetune.errors import UserError
+from mixer_finetune.hub_retry import DOWNLOAD_TIME_LIMIT, causes, first_line, is_transient, limit_wait, reason, retried
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# A full disk, or no right to write.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_log = logging.getLogger(__name__)
 
 
 def is_repo_id(text: str) -> bool:
@@ -20,7 +34,7 @@ def is_repo_id(text: str) -> bool:
 
 @contextmanager
 def hub_errors(repo_id: str, kind: str, option: str) -> Iterator[None]:
-    """Turn the client's exceptions into one line that says what to change.
+    """Talk to the Hub in this block: no request waits for ever, and a failure is one line that says what to change.
 
     Args:
         repo_id: `user/name`.
@@ -28,41 +42,65 @@ def hub_errors(repo_id: str, kind: str, option: str) -> Iterator[None]:
         option: The option that named the repository.
 
     Raises:
-        UserError: Whenever the block fails to reach, find or be allowed to read the repository.
+        UserError: Whenever the block fails to reach, find or be allowed to read the repository, or to write the cache.
     """
-    import httpx2
-    from huggingface_hub import errors
+    from huggingface_hub import errors, get_session
+    from huggingface_hub.utils import httpx
 
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    # Their warnings are about what is tried again or explained here.
+    quieted = {logger: logger.level for logger in map(logging.getLogger, ("huggingface_hub", "datasets"))}
     try:
+        for logger in quieted:
+            logger.setLevel(logging.ERROR)
         yield
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"the {kind} '{repo_id}' is gated: ask for access at {endpoint}/{repo_id}, then set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"the {kind} '{repo_id}' has no such revision; check the revision given with {option}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"no {kind} '{repo_id}' on the Hub ({endpoint}), or it is private: check {option}, or set HF_TOKEN"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise UserError(_unreachable(repo_id, kind, option, endpoint)) from error
-    except errors.EntryNotFoundError as error:
-        raise UserError(f"the {kind} '{repo_id}' lacks a file that is needed: {_first_line(error)}") from error
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, httpx2.HTTPError, ConnectionError) as error:
-        raise UserError(_unreachable(repo_id, kind, option, endpoint) + f" ({_first_line(error)})") from error
+    except (httpx.LocalProtocolError, UnicodeEncodeError):
+        # Cut off from its cause, whose text may hold the token.
+        raise UserError("the token in HF_TOKEN can't be sent: it holds characters that no token has") from None
+    except errors.HFValidationError as error:
+        raise UserError(f"'{repo_id}' is not the id of a {kind} on the Hub: {first_line(error)}; change {option}") from error
+    except Exception as error:
+        if explanation := _explanation(error, repo_id, kind, option):
+            raise UserError(explanation) from error
+        raise
+    finally:
+        hooks = get_session().event_hooks
+        get_session().event_hooks = {**hooks, "request": [hook for hook in hooks["request"] if hook is not limit_wait]}
+        for logger, level in quieted.items():
+            logger.setLevel(level)
 
 
-def _unreachable(repo_id: str, kind: str, option: str, endpoint: str) -> str:
-    return (
-        f"the Hub ({endpoint}) can't be reached and the {kind} '{repo_id}' is not in the cache; "
-        f"to work offline, give {option} a local folder or a bundled name"
-    )
+def _explanation(error: BaseException, repo_id: str, kind: str, option: str) -> str | None:
+    """What to change, or None for an error that has nothing to do with the Hub or its cache."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import httpx
 
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    endpoint, name = constants.ENDPOINT, f"the {kind} '{repo_id}'"
+    elsewhere = f"to work offline, give {option} a local folder or a bundled name"
+    for cause in causes(error):
+        if isinstance(cause, errors.GatedRepoError):
+            page = f"{endpoint}/{'datasets/' if kind == 'data set' else ''}{repo_id}"
+            return f"{name} is gated: ask for access at {page}, then set HF_TOKEN"
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return f"{name} has no such revision; check {option.split('.')[0]}.revision"
+        if isinstance(cause, errors.RepositoryNotFoundError):
+            return f"no {kind} '{repo_id}' on the Hub ({endpoint}), or it is private: check {option}, or set HF_TOKEN"
+        if isinstance(cause, errors.RemoteEntryNotFoundError):
+            file = cause.response.url.path.partition("/resolve/")[2].partition("/")[2]
+            return f"{name} lacks a file that is needed, {file}; change {option}"
+        if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code in (401, 403):
+            return f"the Hub ({endpoint}) refuses access to {name} ({cause.response.status_code}): check HF_TOKEN"
+        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
+            return (
+                f"the cache {constants.HF_HOME} can't be written ({cause.strerror}): free it, or set HF_HOME to another folder"
+            )
+        if isinstance(cause, httpx.HTTPError | ConnectionError):
+            break  # what lies under it is the network's
+    missed = (httpx.HTTPError, errors.EntryNotFoundError, errors.RevisionResolutionError, ConnectionError)
+    if not any(isinstance(cause, missed) for cause in causes(error)) and not is_transient(error):
+        return None
+    if constants.HF_HUB_OFFLINE:
+        return f"offline mode is on (HF_HUB_OFFLINE) and {name} is not in the cache; {elsewhere}"
+    return f"the Hub ({endpoint}) can't be reached and {name} is not in the cache; {elsewhere} ({reason(error)})"
 
 
 def download_model(repo_id: str, revision: str | None) -> tuple[Path, str]:
@@ -72,13 +110,101 @@ def download_model(repo_id: str, revision: str | None) -> tuple[Path, str]:
         The local folder that holds both, and the commit hash that it is a snapshot of.
 
     Raises:
-        UserError: As `hub_errors` says.
+        UserError: As `hub_errors` says, or the files arrive damaged.
     """
-    import huggingface_hub
-
     with hub_errors(repo_id, "model", "--model.backbone"):
-        config = Path(huggingface_hub.hf_hub_download(repo_id, "config.json", revision=revision))
+        config = fetch(repo_id, "model", "config.json", revision or "main")
         # The cache keeps a snapshot under its commit hash: pin the second file to the commit of the first.
         commit = config.parent.name
-        huggingface_hub.hf_hub_download(repo_id, "model.safetensors", revision=commit)
+        fetch(repo_id, "model", "model.safetensors", commit)
     return config.parent, commit
+
+
+def fetch(repo_id: str, repo_type: str, name: str, revision: str, *, cache: bool = True) -> Path:
+    """A file of a repository, from the cache or the Hub, with the content that the Hub states.
+
+    Args:
+        repo_id: `user/name`.
+        repo_type: "model" or "dataset".
+        name: Path in the repository.
+        revision: Branch, tag or commit.
+        cache: Whether the Hub need not answer: of a commit, a cached file is taken without asking it, and of a branch or tag
+            where it can't be reached.
+
+    Returns:
+        The file inside the snapshot of its commit, in the cache.
+
+    Raises:
+        UserError: The file is damaged, in the cache while offline or from the Hub twice over.
+        Exception: The client's; `hub_errors` explains it.
+    """
+    from huggingface_hub import constants
+
+    for _ in range(2):
+        path = _locate(repo_id, repo_type, name, revision, cache)
+        if is_intact(path):
+            return path
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(f"{name} of '{repo_id}' is damaged in the cache; run once without HF_HUB_OFFLINE to fetch it again")
+        (path.parent / os.readlink(path)).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    raise UserError(
+        f"{name} of '{repo_id}' arrives damaged (its hash is not the one that the Hub states), twice over; try again later"
+    )
+
+
+def _locate(repo_id: str, repo_type: str, name: str, revision: str, cache: bool) -> Path:
+    """The file in the cache, downloaded where it is not there or the revision may have moved on."""
+    import huggingface_hub as hub
+    from huggingface_hub import constants, errors
+
+    cached = hub.try_to_load_from_cache(repo_id, name, revision=revision, repo_type=repo_type) if cache else None
+    if isinstance(cached, str) and _COMMIT.fullmatch(revision):
+        return Path(cached)
+
+    offline = constants.HF_HUB_OFFLINE
+
+    def ask() -> None:
+        url = hub.hf_hub_url(repo_id, name, repo_type=repo_type, revision=revision)
+        with suppress(errors.RemoteEntryNotFoundError):  # raised by the download, where the cache takes note of it
+            hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+
+    def download() -> str:
+        return hub.hf_hub_download(repo_id, name, repo_type=repo_type, revision=revision, local_files_only=offline)
+
+    try:
+        if not offline:
+            # The download alone would take an old file from the cache when the Hub does not answer, or ask for minutes.
+            retried(ask)
+        return Path(retried(download, DOWNLOAD_TIME_LIMIT))
+    except Exception as error:
+        if not isinstance(cached, str) or not is_transient(error):
+            raise
+        warn_of_cache(error, repo_id, revision)
+        return Path(cached)
+
+
+def warn_of_cache(error: BaseException, repo_id: str, revision: str) -> None:
+    """Say that the cache serves in place of a Hub that does not answer."""
+    _log.warning("the Hub can't be reached (%s): '%s' at %s is taken from the cache", reason(error), repo_id, revision)
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file of the cache has the hash that the Hub stated: the cache's name of the file that the link leads to.
+
+    It is the sha256 of a large file and git's hash of a small one. Where the cache has no links (on Windows without developer
+    mode) there is nothing to compare with, and every file passes.
+    """
+    if not path.is_symlink():
+        return True
+    stated = os.path.basename(os.readlink(path))
+    if len(stated) == 64:
+        digest = hashlib.sha256()
+    elif len(stated) == 40:
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    else:
+        return True  # another server's own kind of ETag
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest() == stated

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixer_finetune.data.hub import load_hub_tables
 from mixer_finetune.errors import UserError
-from mixer_finetune.hub import hub_errors, is_repo_id
+from mixer_finetune.hub import is_repo_id
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = ("digits",)
@@ -143,9 +144,7 @@ def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, s
                 raise UserError(f"{path} is not a parquet file; give --data.source a folder, a .parquet file or a Hub id")
             tables = datasets.load_dataset("parquet", data_files={"train": str(path)})
         elif is_repo_id(source) and not source.startswith((".", "/", "~")):
-            with hub_errors(source, "data set", "--data.source"):
-                commit = _dataset_commit(source, revision)
-                tables = datasets.load_dataset(source, name=config, revision=commit or revision)
+            tables, commit = load_hub_tables(source, config, revision)
         else:
             near = difflib.get_close_matches(source, BUNDLED, n=1)
             raise UserError(
@@ -166,16 +165,6 @@ def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, s
     if not len(tables):
         raise UserError(f"--data.source '{source}' holds no data")
     return tables, commit
-
-
-def _dataset_commit(source: str, revision: str | None) -> str | None:
-    """The commit that a revision stands for; None when offline, where the cache decides."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return None
-    return huggingface_hub.HfApi().dataset_info(source, revision=revision, timeout=30).sha
 
 
 def _cause(error: BaseException) -> str:
