@@ -8,6 +8,7 @@ import venv
 import zipfile
 
 import pytest
+
 from conftest import ROOT
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from hub import forked
 from hub.server import HubServer
 

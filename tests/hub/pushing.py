@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import yaml
+
 from hub.protocol import Refusal, Request, Response, front_matter, json_response
 from hub.reading import FILES, REPO, ReadingApi
 from hub.repositories import Repository, User, blob_id, is_lfs, sha256

@@ -4,8 +4,9 @@ import os
 
 import huggingface_hub
 import pytest
-from hub import faults
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
+
+from hub import faults
 
 
 @pytest.fixture

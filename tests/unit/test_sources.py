@@ -5,9 +5,9 @@ import io
 import datasets
 import numpy as np
 import pytest
-from conftest import make_photos
 from PIL import Image
 
+from conftest import make_photos
 from mixer_finetune import ImageDataModule, UserError
 from mixer_finetune.data.sources import open_source
 
