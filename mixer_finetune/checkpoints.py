@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from mixer_finetune.backbones.load import load_checkpoint
+from mixer_finetune.backbones.formats import load_checkpoint
 from mixer_finetune.errors import UserError
 from mixer_finetune.progress import say
 from mixer_finetune.runs import write_atomically

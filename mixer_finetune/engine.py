@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from mixer_finetune.backbones.load import load_checkpoint
+from mixer_finetune.backbones.formats import load_checkpoint
 from mixer_finetune.checkpoints import checkpoint_callbacks, resume_point
 from mixer_finetune.classifier import MixerClassifier
 from mixer_finetune.data.module import ImageDataModule

@@ -8,6 +8,7 @@ line that says what to change.
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import logging
@@ -19,7 +20,10 @@ from pathlib import Path
 
 from mixer_finetune.errors import UserError
 from mixer_finetune.hub_retry import DOWNLOAD_TIME_LIMIT, causes, first_line, is_transient, limit_wait, reason, retried
+from mixer_finetune.runs import write_atomically
 
+# A repository's weights, the first that is there.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # A full disk, or no right to write.
@@ -104,7 +108,7 @@ def _explanation(error: BaseException, repo_id: str, kind: str, option: str) -> 
 
 
 def download_model(repo_id: str, revision: str | None) -> tuple[Path, str]:
-    """Fetch a model repository's config.json and model.safetensors, or find them in the cache.
+    """Fetch a model repository's config.json and weights, or find them in the cache.
 
     Returns:
         The local folder that holds both, and the commit hash that it is a snapshot of.
@@ -112,12 +116,80 @@ def download_model(repo_id: str, revision: str | None) -> tuple[Path, str]:
     Raises:
         UserError: As `hub_errors` says, or the files arrive damaged.
     """
+    from huggingface_hub import errors
+
     with hub_errors(repo_id, "model", "--model.backbone"):
         config = fetch(repo_id, "model", "config.json", revision or "main")
         # The cache keeps a snapshot under its commit hash: pin the second file to the commit of the first.
         commit = config.parent.name
-        fetch(repo_id, "model", "model.safetensors", commit)
+        try:
+            fetch(repo_id, "model", WEIGHT_FILES[0], commit)
+        except errors.RemoteEntryNotFoundError as error:
+            try:
+                fetch(repo_id, "model", WEIGHT_FILES[1], commit)
+            except errors.RemoteEntryNotFoundError:
+                raise error from None
     return config.parent, commit
+
+
+def download_file(repo_id: str, name: str, revision: str | None) -> tuple[Path, str]:
+    """Fetch one file of a model repository, or find it in the cache.
+
+    Returns:
+        The file, and the commit hash that it is of.
+
+    Raises:
+        UserError: As `hub_errors` says, or the file arrives damaged.
+    """
+    with hub_errors(repo_id, "model", "--model.backbone"):
+        path = fetch(repo_id, "model", name, revision or "main")
+    return path, path.parents[len(Path(name).parts) - 1].name
+
+
+def download_url(url: str) -> Path:
+    """Fetch a file by its https or gs address, or find it in the cache: `HF_HOME/mixer_finetune/<hash of the address>/<name>`.
+
+    Google's storage states the file's MD5, which is compared; of other servers the length alone is.
+
+    Raises:
+        UserError: The address can't be reached or has no such file, or the file arrives damaged.
+    """
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import httpx
+
+    address = re.sub("^gs://", "https://storage.googleapis.com/", url)
+    folder = Path(constants.HF_HOME) / "mixer_finetune" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    path = folder / (Path(httpx.URL(address).path).name or "weights")
+    if path.is_file():
+        return path
+
+    def download(target: Path) -> None:
+        digest, length = hashlib.md5(usedforsecurity=False), 0
+        with get_session().stream("GET", address, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True) as reply:
+            reply.raise_for_status()
+            with open(target, "wb") as file:
+                for chunk in reply.iter_raw(2**20):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    length += len(chunk)
+            stated = re.search("md5=([^, ]+)", reply.headers.get("x-goog-hash", ""))
+            expected = int(reply.headers.get("content-length", length))
+        if length != expected or (stated and base64.b64encode(digest.digest()).decode() != stated[1]):
+            raise UserError(f"{url} arrives damaged (its length or hash is not what the server states); try again later")
+
+    try:
+        retried(lambda: write_atomically(path, download), DOWNLOAD_TIME_LIMIT)
+    except httpx.HTTPStatusError as error:
+        raise UserError(
+            f"{url} can't be had: the server answers {error.response.status_code}; change --model.backbone"
+        ) from error
+    except httpx.HTTPError as error:
+        raise UserError(
+            f"{url} can't be reached ({reason(error)}); download it elsewhere and give --model.backbone the file"
+        ) from error
+    except OSError as error:
+        raise UserError(f"the cache {folder} can't be written ({error.strerror}): free it, or set HF_HOME") from error
+    return path
 
 
 def fetch(repo_id: str, repo_type: str, name: str, revision: str, *, cache: bool = True) -> Path:

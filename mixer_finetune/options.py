@@ -262,7 +262,7 @@ def _plain(error: ArgumentError, known: dict[str, Any]) -> str:
         return text
     key, detail = found.groups()
     expected = _type_name(getattr(known[key], "_typehint", None) or "a value")
-    got = re.search(r"(?:[Gg]ot|[Gg]iven|input) value:? (?!type)(.*?)(?: -|$)", detail)
+    got = re.search(r"(?:Got|got|Given|given|input) value:? (?!type)(.*?)(?: -|$)", detail)
     return f"--{key} expects {expected}" + (f", got {got[1]}" if got else f": {detail}")
 
 

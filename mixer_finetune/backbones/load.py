@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import difflib
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from mixer_finetune.backbones.formats import OWN_KEY, implied_config, read_weights
 from mixer_finetune.backbones.preprocessing import Preprocessing, as_pair
 from mixer_finetune.backbones.resize import plan_resize, resize_weights
 from mixer_finetune.backbones.trunk import Backbone
 from mixer_finetune.backbones.variants import VARIANTS, Geometry, get_variant
 from mixer_finetune.errors import UserError
-from mixer_finetune.hub import download_model, is_repo_id
+from mixer_finetune.hub import WEIGHT_FILES, download_file, download_model, download_url, is_repo_id
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = ("mixer_nano",)
-OWN_KEY = "mixer_finetune"  # of config.json: what timm has no terms for
 
 
 def load_backbone(
@@ -43,8 +40,10 @@ def load_backbone(
     """A backbone with the weights that `source` names, at any resolution.
 
     Args:
-        source: A Hub id (`timm/mixer_b16_224.goog_in21k`), a local model folder, run folder or Lightning checkpoint of ours,
-            the bundled `mixer_nano`, or an architecture's name (`mixer_s16_224`), which gives fresh weights.
+        source: A Hub id (`timm/mixer_b16_224.goog_in21k`, or `user/repo:path/Mixer-B_16.npz` for one file of a repository), a
+            local model folder, run folder or Lightning checkpoint of ours, a file or an https or gs address of weights (timm's
+            safetensors, Google's Flax .npz, Facebook's or OpenMMLab's .pth), the bundled `mixer_nano`, or an architecture's
+            name (`mixer_s16_224`), which gives fresh weights.
         num_classes: Outputs of the head. None keeps the checkpoint's; the same number keeps its trained head; another
             one gets a new, zero-initialised head; 0 gets none.
         image_size: Side, or (height, width), of the input in pixels; None keeps the checkpoint's.
@@ -81,7 +80,7 @@ def load_backbone(
     trained = _build_on_meta(stated.architecture, stated.num_classes, stated.geometry, stated.activation)
     _check_keys(source, stated.architecture, {k: tuple(v.shape) for k, v in trained.state_dict().items()}, weights)
     geometry, method = plan_resize(stated.architecture, stated.geometry, size, patch_size, in_chans, resize)
-    weights = {key: value.float() for key, value in weights.items()}
+    weights = {key: value.float() for key, value in weights.items()}  # no copy where they are float32 already
     if geometry != stated.geometry:
         weights = resize_weights(weights, stated.geometry, geometry, method, gated=trained.family == "gmixer")
     model = _build_on_meta(stated.architecture, stated.num_classes, geometry, stated.activation)
@@ -101,7 +100,7 @@ def load_backbone(
 
 
 def read_model(source: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor], str | None]:
-    """The config, the weights and the Hub commit (None for local files) that `source` names.
+    """The config, the weights and the Hub commit (None for other files) that `source` names.
 
     Raises:
         UserError: The source does not exist or can't be read.
@@ -110,67 +109,53 @@ def read_model(source: str, revision: str | None = None) -> tuple[dict[str, Any]
         return (*_read_folder(ASSETS / source), None)
     path = Path(source).expanduser()
     if path.is_file():
-        return (*_read_checkpoint(path), None)
+        return (*_read_file(path), None)
     if path.is_dir():
         # A run folder keeps its model folder inside.
         return (*_read_folder(path if (path / "config.json").is_file() else path / "model"), None)
+    if source.startswith(("https://", "http://", "gs://")):
+        return (*_read_file(download_url(source)), None)
+    repo_id, _, file = source.partition(":")
+    if is_repo_id(repo_id) and file:
+        downloaded, commit = download_file(repo_id, file, revision)
+        return (*_read_file(downloaded), commit)
     if is_repo_id(source):
         folder, commit = download_model(source, revision)
         return (*_read_folder(folder), commit)
     near = difflib.get_close_matches(source, [*BUNDLED, *VARIANTS], n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
     raise UserError(
-        f"no backbone '{source}'{f' (did you mean {near[0]}?)' if near else ''}: expected a Hub id (user/name), a model folder, "  # noqa: E501
-        f"or one of {', '.join([*BUNDLED, *VARIANTS])}; change --model.backbone"
+        f"no backbone '{source}'{hint}: expected a Hub id (user/name or user/name:file), "
+        f"a model folder, a file of weights, or one of {', '.join([*BUNDLED, *VARIANTS])}; change --model.backbone"
     )
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
-    for file in (config_file, weights_file):
-        if not file.is_file():
-            raise UserError(f"{folder} is not a model folder: it has no {file.name}; change --model.backbone")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{config_file} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or "architecture" not in config:
-        raise UserError(f"{config_file} names no 'architecture': expected timm's config.json")
-    try:
-        return config, load_file(weights_file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights_file} can't be read ({error}): the file is damaged or cut off") from error
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A Lightning checkpoint of ours: the config that it carries and the backbone's weights."""
-    checkpoint = load_checkpoint(path)
-    config = checkpoint.get("model_config")
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A file of weights, and the config that stands beside it or that the weights imply."""
+    config, weights = read_weights(path)
     if config is None:
-        raise UserError(f"{path} is not a checkpoint of mixer_finetune: it has no 'model_config'")
-    prefix = "backbone."
-    state = checkpoint["state_dict"]
-    return config, {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+        beside = path.parent / "config.json"
+        config = _read_config(beside) if beside.is_file() else implied_config(weights, path)
+    return config, weights
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a Lightning checkpoint without running any code that it may hold.
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    files = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    config_file = folder / "config.json"
+    for file, name in ((config_file.is_file(), "config.json"), (files, WEIGHT_FILES[0])):
+        if not file:
+            raise UserError(f"{folder} is not a model folder: it has no {name}; change --model.backbone")
+    return _read_config(config_file), read_weights(files[0])[1]
 
-    Raises:
-        UserError: The file is damaged, or holds more than tensors and plain values.
-    """
+
+def _read_config(file: Path) -> dict[str, Any]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            raise UserError(
-                f"{path} is refused: it holds pickled code or objects, not only weights; use a safetensors model folder"
-            ) from error
-        raise UserError(f"{path} can't be read: the file is damaged or cut off") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} can't be read: the file is damaged or cut off") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of mixer_finetune: it has no 'state_dict'")
-    return checkpoint
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise UserError(f"{file} names no 'architecture': expected timm's config.json")
+    return config
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from mixer_finetune.backbones.load import OWN_KEY
+from mixer_finetune.backbones.formats import OWN_KEY
 from mixer_finetune.backbones.trunk import Backbone
 from mixer_finetune.backbones.variants import get_variant
 from mixer_finetune.runs import write_atomically
