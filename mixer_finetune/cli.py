@@ -19,6 +19,7 @@ usage: mixer-finetune COMMAND ...     (or: python -m mixer_finetune COMMAND ...)
   test      metrics on the test split: test RUN|CHECKPOINT [--data.source ...]
   predict   classify images: predict RUN|CHECKPOINT|MODEL FOLDER|FILE ... [--output predictions.csv]
   recipes   list, show, copy or validate recipes
+  backbones list or show architectures and their published weights
 
 Every command takes --help, and --debug to show the traceback of an error.
 To begin: mixer-finetune fit --recipe digits"""
@@ -60,6 +61,10 @@ def _dispatch(arguments: list[str]) -> int:
         from mixer_finetune import recipes
 
         return recipes.main(rest)
+    if command == "backbones":
+        from mixer_finetune.backbones import listing
+
+        return listing.main(rest)
     if command == "fit":
         return _fit(rest)
     if command in ("validate", "test"):
@@ -68,7 +73,7 @@ def _dispatch(arguments: list[str]) -> int:
         return _predict(rest)
     from mixer_finetune.options import nearest
 
-    known = ("fit", "validate", "test", "predict", "recipes")
+    known = ("fit", "validate", "test", "predict", "recipes", "backbones")
     raise UserError(f"unknown command '{command}'{nearest(command, known)}; commands are {', '.join(known)}")
 
 

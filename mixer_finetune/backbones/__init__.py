@@ -1,8 +1,6 @@
-"""What is trained: Mixer backbones, their weights and their pre-processing."""
+"""What is trained: Mixer-family backbones, their weights and their pre-processing. What is named here needs no torch."""
 
-from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.backbones.trunk import Backbone
 from mixer_finetune.backbones.variants import VARIANTS, Geometry, Variant
 
-__all__ = ["VARIANTS", "Backbone", "Geometry", "Preprocessing", "Variant", "load_backbone"]
+__all__ = ["VARIANTS", "Geometry", "Preprocessing", "Variant"]

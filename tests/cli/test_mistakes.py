@@ -26,6 +26,7 @@ LIGHT = {
     "nothing to test": (("test",), "expected: test RUN|CHECKPOINT"),
     "no such checkpoint": (("test", "nowhere.ckpt"), "there is no run folder or checkpoint 'nowhere.ckpt'"),
     "nothing to predict": (("predict", "runs/x"), "expected: predict RUN|CHECKPOINT|MODEL FOLDER|FILE"),
+    "unknown backbone": (("backbones", "show", "mixer_b61"), "unknown backbone 'mixer_b61'; did you mean mixer_b16_224?"),
     "unknown recipes command": (("recipes", "edit", "x"), "expected: recipes [show NAME"),
 }
 HEAVY = {
@@ -125,7 +126,7 @@ def test_recipes_are_listed_shown_copied_and_all_valid(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("fit", "--help"), ("recipes",), ("fit", "--recipe", "x"), ("predict", "--help")]
+    "arguments", [("--help",), ("fit", "--help"), ("recipes",), ("backbones",), ("fit", "--recipe", "x"), ("predict", "--help")]
 )
 def test_help_lists_and_mistakes_import_neither_torch_nor_lightning(arguments, environment):
     code = (

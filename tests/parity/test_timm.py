@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mixer_finetune import load_backbone
-from mixer_finetune.backbones import VARIANTS, Backbone, Preprocessing
+from mixer_finetune.backbones import VARIANTS, Preprocessing
+from mixer_finetune.backbones.trunk import Backbone
 from mixer_finetune.backbones.variants import preprocessing_of, tagged
 from mixer_finetune.publish.model_folder import beyond_timm, save_model_folder
 

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from mixer_finetune import UserError, load_backbone
-from mixer_finetune.backbones import VARIANTS, Backbone
+from mixer_finetune.backbones import VARIANTS
+from mixer_finetune.backbones.trunk import Backbone
+from mixer_finetune.backbones.variants import model_size
 
 # arXiv 2105.01601, Table 1: millions of parameters without the head.
 PAPER = {
@@ -17,6 +19,22 @@ def test_parameter_counts_are_the_papers(name):
         model = Backbone(name, num_classes=0)
     # The paper rounds; S/32 is 18.59 M and L/16 207.2 M.
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PAPER[name], abs=0.7)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_by_arithmetic_are_the_models(name):
+    with torch.device("meta"):
+        model = Backbone(name, num_classes=10)
+    assert model_size(name, num_classes=10)[0] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    # Of timm's result files.
+    ("name", "gmacs"),
+    [("mixer_b16_224", 12.62), ("mixer_l16_224", 44.60), ("resmlp_24_224", 5.96), ("gmlp_s16_224", 4.42)],
+)
+def test_multiply_accumulates_are_the_published_ones(name, gmacs):
+    assert model_size(name, num_classes=1000)[1] / 1e9 == pytest.approx(gmacs, abs=0.01)
 
 
 def test_a_new_head_gives_zero_logits_and_pre_logits_are_one_call_away():

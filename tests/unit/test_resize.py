@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from mixer_finetune import UserError, load_backbone, save_model_folder
-from mixer_finetune.backbones import Backbone
 from mixer_finetune.backbones.resize import (
     cosine_resampling,
     plan_resize,
@@ -17,6 +16,7 @@ from mixer_finetune.backbones.resize import (
     resize_weights,
 )
 from mixer_finetune.backbones.tokens import TokenMixing
+from mixer_finetune.backbones.trunk import Backbone
 
 FAMILIES = ["mixer_nano_32", "gmixer_12_224", "resmlp_12_224", "gmlp_ti16_224"]
 
