@@ -13,7 +13,9 @@ USAGE = """usage: mixer-finetune backbones [show NAME]
   backbones show NAME  tell more of one: sizes, pre-processing, how to use each of its weights
 
 Any of them can be used at another resolution: --model.image_size 448."""
-SOURCE = "ImageNet-1k top-1 at 224 px by timm's result files; parameters and GMACs without head, by arithmetic"
+SOURCE = (
+    "ImageNet-1k top-1 at 224 px by timm's result files; parameters and GMACs (matrix products) without head, by arithmetic"
+)
 
 
 def main(arguments: list[str]) -> int:
