@@ -233,3 +233,18 @@ def test_predict_classifies_files_and_folders_and_names_what_is_not_there(cli, d
     assert sum(float(rows[0][f"probability_{i}"]) for i in range(1, 6)) <= 1.00001
     missing = cli("predict", run, "nowhere", check=2)
     assert missing.stderr == "error: there is no file or folder 'nowhere' to classify\n"
+
+
+def test_a_backbone_is_fine_tuned_and_evaluated_at_other_resolutions(cli, photos, tmp_path):
+    options = ("--model.backbone", "mixer_nano", "--trainer.max_epochs", 1, "--trainer.accelerator", "cpu")
+    shown = cli("fit", "--data.source", photos, *options, "--model.image_size", "[48,40]", "--model.in_chans", 1, check=0)
+    assert "48 x 40 px in 12 x 10 patches of 4, resized from 32 x 32 by interpolate" in shown.stdout
+    run = run_folder(tmp_path, "custom")
+    config = json.loads((run / "model" / "config.json").read_text())
+    assert config["model_args"] == {"img_size": [48, 40], "in_chans": 1}
+    assert config["pretrained_cfg"]["input_size"] == [1, 48, 40]
+    assert json.loads((run / "results.json").read_text())["backbone"]["resized"]["method"] == "interpolate"
+    accuracy = json.loads((run / "results.json").read_text())["metrics"]["accuracy"]
+    assert f"{accuracy:.4f}" in cli("validate", run, check=0).stdout
+    cli("validate", run, "--model.image_size", 64, check=0)
+    cli("predict", run, photos / "red", check=0)
