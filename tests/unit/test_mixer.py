@@ -70,3 +70,23 @@ def test_an_image_size_that_is_no_multiple_of_the_patch_names_the_nearest_ones()
 def test_images_of_another_size_are_refused():
     with pytest.raises(UserError, match=r"= \(3, 32, 32\), got \(3, 64, 64\)"):
         load_backbone("mixer_nano_32")(torch.zeros(1, 3, 64, 64))
+
+
+def test_checkpointed_activations_give_the_same_gradients():
+    images = torch.randn(2, 3, 32, 32)
+    gradients = []
+    for checkpointed in (False, True):
+        model = load_backbone("mixer_nano")
+        model.checkpoint_activations = checkpointed
+        model(images).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_compiling_keeps_the_parameters_names():
+    from mixer_finetune import MixerClassifier
+
+    plain, compiled = (MixerClassifier("mixer_nano_32", num_classes=3, compile=compile) for compile in (False, True))
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    assert all(block._compiled_call_impl is not None for block in compiled.backbone.blocks)
