@@ -1,8 +1,11 @@
 """Models and data sets of the Hub, read by the real commands and clients."""
 
+import io
 import json
 
 import pytest
+import safetensors.torch
+import torch
 
 DIGITS = [str(digit) for digit in range(10)]
 TINY = (
@@ -161,3 +164,16 @@ def test_offline_what_is_not_in_the_cache_is_named(load, hub, nano, digits):
 def test_a_cache_that_cannot_be_written_is_named(load, nano, tmp_path):
     (tmp_path / "file").write_text("")
     assert_one_line(load("someone/nano", HF_HOME=str(tmp_path / "file")), "set HF_HOME to another folder")
+
+
+def test_one_file_of_a_repository_and_a_repository_without_safetensors_load(load, hub, nano):
+    pickled = io.BytesIO()
+    torch.save(safetensors.torch.load(nano.head.files["model.safetensors"]), pickled)
+    weights = pickled.getvalue()
+    files = {"config.json": nano.head.files["config.json"], "pytorch_model.bin": weights, "old/nano.pth": weights}
+    repository = hub.add_repository("model", "someone/pickled", files)
+    expected = load("someone/nano")["model"]["weights"]
+    for source in ("someone/pickled", "someone/pickled:old/nano.pth"):
+        loaded = load(source)["model"]
+        assert (loaded["commit"], loaded["weights"]) == (repository.head.id, expected)
+    assert "lacks a file that is needed, new/nano.pth" in load("someone/pickled:new/nano.pth")
