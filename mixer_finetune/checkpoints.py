@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,19 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints appear whole or not at all, and are read without running code."""
+    """Checkpoints appear whole or not at all, and are read without running code.
+
+    Attributes:
+        seconds: Spent on writing.
+    """
+
+    seconds = 0.0
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write beside, flush to disk, rename."""
+        begin = time.perf_counter()
         write_atomically(Path(path), lambda temporary: super(AtomicCheckpointIO, self).save_checkpoint(checkpoint, temporary))
+        self.seconds += time.perf_counter() - begin
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read tensors and plain values only."""

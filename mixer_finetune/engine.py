@@ -70,10 +70,14 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
         seconds = time.perf_counter() - started
         if config["weights"] == "best":
             model.load_state_dict(load_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"])
+        # A resumed run's clocks count from where it was resumed.
+        spent = {"fit": seconds, **_clocks(trainer, data)}
         if data.evaluation_role is not None:
+            started = time.perf_counter()
             trainer.test(model, data, verbose=False)
+            spent["test"] = time.perf_counter() - started
         if trainer.is_global_zero:
-            _finish(run, config, cli, seconds)
+            _finish(run, config, cli, spent)
     except BaseException as error:
         if trainer.is_global_zero:
             if resume is None:
@@ -84,20 +88,39 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
     return 0
 
 
-def _finish(run: Path, config: dict[str, Any], cli: Any, seconds: float) -> None:
-    """Write the model folder, results and pictures, and say what can be done next."""
+def _clocks(trainer: pl.Trainer, data: ImageDataModule) -> dict[str, float]:
+    """Where the seconds of the fit went."""
+    progress = next(callback for callback in trainer.callbacks if isinstance(callback, RunProgress))
+    return {
+        "waiting_for_data": data.train_wait,
+        "validation": progress.validation_seconds,
+        "checkpoints": getattr(trainer.strategy.checkpoint_io, "seconds", 0.0),
+        "images_per_second": progress.images_per_second,
+    }
+
+
+def _finish(run: Path, config: dict[str, Any], cli: Any, spent: dict[str, float]) -> None:
+    """Write the model folder, results and pictures, and say what can be done next.
+
+    Args:
+        run: Run folder.
+        config: Merged options.
+        cli: With trainer, model and data.
+        spent: Seconds, and images a second, for results.json.
+    """
     model, data = cli.model, cli.datamodule
     save_model_folder(run / "model", model.backbone, data.label_names)
     results = collect_results(model, data, data.evaluation_role)
-    results["seconds"] = round(seconds, 1)
+    results["seconds"] = round(spent["fit"], 1)
     results["steps"] = cli.trainer.global_step
+    results["time"] = {key: round(value, 2) for key, value in spent.items()}
     write_results(run, results, model, data)
     if results["metrics"]:
         shown = ", ".join(f"{key} {value:.2%}" for key, value in results["metrics"].items())
         say(f"{results['split']} ({results['samples']:,} images): {shown}")
     if data.bad_images:
         say(f"skipped {len(data.bad_images)} image(s) that can't be decoded: see results.json")
-    say(f"trained in {seconds:.0f} s; everything is in {run}")
+    say(f"trained in {spent['fit']:.0f} s; everything is in {run}")
     say("next:")
     say(f"  mixer-finetune predict {run} FOLDER     classify images")
     say(f"  mixer-finetune test {run}               evaluate again")

@@ -31,6 +31,10 @@ class RunProgress(ProgressBar):
     Args:
         precision_note: About float32 products, for the header.
         visible: Whether to show the bar; the lines are printed anyway.
+
+    Attributes:
+        images_per_second: Training images, without the time of validation.
+        validation_seconds: Spent on validation.
     """
 
     def __init__(self, precision_note: str | None = None, visible: bool = True) -> None:
@@ -38,6 +42,7 @@ class RunProgress(ProgressBar):
         self.precision_note, self.visible = precision_note, visible
         self._bar: Progress | None = None
         self._images, self._since = 0, 0.0
+        self._validation_began = self.validation_seconds = 0.0
         self.images_per_second = 0.0
 
     def disable(self) -> None:
@@ -68,8 +73,13 @@ class RunProgress(ProgressBar):
                 note = f"loss {loss}  accuracy {accuracy}  {self._rate():,.0f} images/s"
                 self._bar.update(self._task, note=note)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Start the clock of validation."""
+        self._validation_began = time.perf_counter()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """A line an epoch."""
+        self.validation_seconds += time.perf_counter() - self._validation_began
         if trainer.training or trainer.validating and trainer.fit_loop.epoch_loop.batch_progress.current.ready:
             self._epoch_line(trainer)
 
@@ -87,7 +97,7 @@ class RunProgress(ProgressBar):
         )
 
     def _rate(self) -> float:
-        return self._images / max(time.perf_counter() - self._since, 1e-9)
+        return self._images / max(time.perf_counter() - self._since - self.validation_seconds, 1e-9)
 
     def _stop(self) -> None:
         if self._bar is not None:

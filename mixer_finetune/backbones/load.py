@@ -89,6 +89,8 @@ def load_backbone(
     preprocessing = Preprocessing.from_pretrained_cfg(config.get("pretrained_cfg", config), geometry.image_size)
     model.preprocessing = preprocessing.with_channels(geometry.in_chans)
     model.origin = {"source": source, "weights": "pretrained", "revision": commit}
+    if license := config.get("pretrained_cfg", config).get("license"):
+        model.origin["license"] = license
     if geometry != stated.geometry:
         model.origin["resized"] = {"from": list(stated.geometry.image_size), "to": list(geometry.image_size), "method": method}
     if num_classes in (None, stated.num_classes):

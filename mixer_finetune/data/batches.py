@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,16 +138,29 @@ class EpochLoader(DataLoader[Batch]):
 
     Args:
         begin: Puts the sampler where the run is.
+
+    Attributes:
+        waited: Seconds that its user has waited for batches.
     """
 
     def __init__(self, *args: Any, begin: Callable[[], None] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._begin = begin
+        self.waited = 0.0
 
     def __iter__(self) -> Any:
         if self._begin is not None:
             self._begin()
-        return super().__iter__()
+        return self._timed(super().__iter__())
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
 
 def batch_loader(
@@ -155,7 +169,7 @@ def batch_loader(
     num_workers: int | None,
     persistent: bool = False,
     begin: Callable[[], None] | None = None,
-) -> DataLoader[Batch]:
+) -> EpochLoader:
     """A loader of the micro-batches that a sampler names.
 
     Args:

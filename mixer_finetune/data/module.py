@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes
-from mixer_finetune.data.batches import Batch, batch_dataset, batch_loader, evaluation_images
+from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader, evaluation_images
 from mixer_finetune.data.sampling import EvaluationSampler, GlobalBatchSampler, stratified_split
 from mixer_finetune.data.sources import Source, Split, open_source
 from mixer_finetune.errors import UserError
@@ -54,6 +54,7 @@ class ImageDataModule(pl.LightningDataModule):
         splits: "train", "val" and "test" where they exist.
         evaluation_role: Which of them results are of.
         description: What was chosen, in one line.
+        license: As the data set's card states it.
 
     Raises:
         UserError: The data can't be used as asked.
@@ -117,12 +118,13 @@ class ImageDataModule(pl.LightningDataModule):
             image_column=image_column,
             label_column=label_column,
         )
-        self.source, self.revision, self.label_names = source, opened.revision, opened.label_names
+        self.source, self.revision, self.license, self.label_names = source, opened.revision, opened.license, opened.label_names
         self.description = opened.description
         self.splits = self._with_dev_split(opened, val_fraction)
         self.evaluation_role = next((role for role in ("test", "val") if role in self.splits), None)
         self._datasets: dict[str, Dataset[Batch]] = {}
         self._train_sampler: GlobalBatchSampler | None = None
+        self._train_loader: EpochLoader | None = None
         self._resume_at: tuple[int, int] | None = None
 
     @property
@@ -216,7 +218,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the training split, from where a resumed run stopped."""
-        return self._loader("train", self.train_batches, self.augmentation, begin=self._begin_epoch)
+        self._train_loader = self._loader("train", self.train_batches, self.augmentation, begin=self._begin_epoch)
+        return self._train_loader
 
     def _begin_epoch(self) -> None:
         """Put the sampler at the run's epoch, behind what a resumed run has done of it."""
@@ -245,11 +248,16 @@ class ImageDataModule(pl.LightningDataModule):
 
     def _loader(
         self, role: str, sampler: Any, augmentation: Augmentation | None, begin: Callable[[], None] | None = None
-    ) -> DataLoader[Batch]:
+    ) -> EpochLoader:
         if role not in self._datasets:
             assert self.preprocessing is not None
             self._datasets[role] = batch_dataset(self.require(role), self.preprocessing, augmentation, self.seed)
         return batch_loader(self._datasets[role], sampler, self.num_workers, persistent=role != "test", begin=begin)
+
+    @property
+    def train_wait(self) -> float:
+        """Seconds that training has waited for batches."""
+        return self._train_loader.waited if self._train_loader else 0.0
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Report images that could not be decoded.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from mixer_finetune.data.hub import load_hub_tables
@@ -72,12 +73,14 @@ class Source:
         label_names: Name of each class.
         splits: "train", "val" and "test" where they exist.
         revision: Commit of a Hub data set.
+        license: As the data set's card states it.
     """
 
     description: str
     label_names: list[str]
     splits: dict[str, Split]
     revision: str | None
+    license: str | None
 
 
 def open_source(
@@ -125,7 +128,7 @@ def open_source(
         found[role] = Split(name, _undecoded(table, image_column), image_column, labels, np.arange(len(labels)))
     shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
     description = f"{source}: images in '{image_column}', labels in '{label_column}' ({len(names)} classes), {shown}"
-    return Source(description, names, found, commit)
+    return Source(description, names, found, commit, _license(source, commit))
 
 
 def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, str | None]:
@@ -165,6 +168,22 @@ def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, s
     if not len(tables):
         raise UserError(f"--data.source '{source}' holds no data")
     return tables, commit
+
+
+def _license(source: str, commit: str | None) -> str | None:
+    """What the card in the data set's folder or repository says."""
+    from huggingface_hub import metadata_load, try_to_load_from_cache
+
+    card: Any = (ASSETS / source if source in BUNDLED else Path(source).expanduser()) / "README.md"
+    if commit:
+        card = try_to_load_from_cache(source, "README.md", revision=commit, repo_type="dataset")
+    if not isinstance(card, str | Path) or not Path(card).is_file():
+        return None
+    try:
+        stated = (metadata_load(card) or {}).get("license")
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        return None  # a README that is no card
+    return " ".join(stated) if isinstance(stated, list) else stated
 
 
 def _cause(error: BaseException) -> str:

@@ -45,6 +45,7 @@ def model_config(backbone: Backbone, label_names: list[str] | None) -> dict[str,
             "pool_size": None,
             "first_conv": "stem.proj",
             "classifier": "head",
+            "license": backbone.origin.get("license"),
         },
         OWN_KEY: own,
     }

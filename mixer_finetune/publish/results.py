@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import platform
+import re
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,11 +43,13 @@ def collect_results(model: Any, data: Any, role: str | None) -> dict[str, Any]:
         "bad_images": sorted(data.bad_images),
         "classes": data.label_names,
         "backbone": model.backbone.origin,
-        "data": {"source": data.source, "revision": data.revision},
+        "preprocessing": model.backbone.preprocessing.to_pretrained_cfg(),
+        "data": {"source": data.source, "revision": data.revision, "license": data.license},
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "device": _device_name(model.trainer),
         "devices": model.trainer.world_size,
+        "precision": str(model.trainer.precision),
         "versions": {
             "mixer_finetune": __version__,
             "python": platform.python_version(),
@@ -55,8 +59,15 @@ def collect_results(model: Any, data: Any, role: str | None) -> dict[str, Any]:
 
 
 def _device_name(trainer: Any) -> str:
+    """What computed: a GPU's name, or the processor's and how many threads each process had."""
     device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.machine()
+    with suppress(OSError):  # only Linux says it there
+        if found := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
+            model = found[1]
+    return f"{model}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device.type} ({model})"
 
 
 def write_results(run: Path, results: dict[str, Any], model: Any, data: Any) -> None:
@@ -72,14 +83,15 @@ def write_results(run: Path, results: dict[str, Any], model: Any, data: Any) -> 
 
 
 def _predictions_csv(rows: np.ndarray, split: Any, names: list[str]) -> str:
-    """A line an image of the split, in its order: name, label, then the top labels with their probabilities."""
+    """A line an image of the split, in its order: position, name, label, then the top labels with their probabilities."""
     k = (rows.shape[1] - 2) // 2
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "label", *prediction_columns(k)])
+    writer.writerow(["index", "file", "label", *prediction_columns(k)])
     for row in rows[np.argsort(rows[:, 0])]:
-        top, probabilities = row[2 : 2 + k].astype(int), row[2 + k :]
-        writer.writerow([split.image_name(int(row[0])), names[int(row[1])], *prediction_cells(top, probabilities, names)])
+        index, label, top, probabilities = int(row[0]), int(row[1]), row[2 : 2 + k].astype(int), row[2 + k :]
+        cells = prediction_cells(top, probabilities, names)
+        writer.writerow([index, split.image_name(index), names[label], *cells])
     return text.getvalue()
 
 
