@@ -18,6 +18,7 @@ usage: mixer-finetune COMMAND ...     (or: python -m mixer_finetune COMMAND ...)
   validate  metrics on the dev split:  validate RUN|CHECKPOINT [--data.source ...]
   test      metrics on the test split: test RUN|CHECKPOINT [--data.source ...]
   predict   classify images: predict RUN|CHECKPOINT|MODEL FOLDER|FILE ... [--output predictions.csv]
+  report    write RUN/report.html again: report RUN [--output FILE]
   recipes   list, show, copy or validate recipes
   backbones list or show architectures and their published weights
 
@@ -71,9 +72,11 @@ def _dispatch(arguments: list[str]) -> int:
         return _evaluate(command, rest)
     if command == "predict":
         return _predict(rest)
+    if command == "report":
+        return _report(rest)
     from mixer_finetune.options import nearest
 
-    known = ("fit", "validate", "test", "predict", "recipes", "backbones")
+    known = ("fit", "validate", "test", "predict", "report", "recipes", "backbones")
     raise UserError(f"unknown command '{command}'{nearest(command, known)}; commands are {', '.join(known)}")
 
 
@@ -184,3 +187,46 @@ def _predict(arguments: list[str]) -> int:
     from mixer_finetune.predict import predict
 
     return predict(inputs[0], inputs[1:], **options)
+
+
+def _report(arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="mixer-finetune report RUN",
+        description="Write a finished run's report: one page that needs no network. fit writes it at the end, too.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--output", type=str | None, default=None, help="The page; RUN/report.html when not given.")
+    parser.add_argument(
+        "--explain", type=str, default="integrated_gradients", help="Where evidence lies: integrated_gradients or occlusion."
+    )
+    run, options = _run_and_options(parser, "report RUN", arguments)
+    if run is None:
+        return 0
+    from mixer_finetune.publish.report import write_report
+
+    output = Path(options["output"]).expanduser() if options["output"] else None
+    print(f"wrote {write_report(run, output, method=options['explain'])}")
+    return 0
+
+
+def _run_and_options(parser: Any, form: str, arguments: list[str], more: int = 0) -> tuple[Any, ...]:
+    """The run folder, `more` further words, and the options of a command; only Nones where help was asked for.
+
+    Raises:
+        UserError: The words do not have the form, or the folder is not a run folder.
+    """
+    from mixer_finetune.options import parse
+    from mixer_finetune.runs import read_run_config
+
+    if "--help" in arguments or "-h" in arguments:
+        parser.print_help()
+        return (None,) * (2 + more)
+    first_option = next((i for i, item in enumerate(arguments) if item.startswith("--")), len(arguments))
+    words, options = arguments[:first_option], parse(parser, arguments[first_option:])
+    if len(words) != 1 + more:
+        raise UserError(f"expected: {form}, got {' '.join(words) or 'nothing'}")
+    run = Path(words[0]).expanduser()
+    read_run_config(run)
+    return run, *words[1:], options

@@ -21,6 +21,7 @@ from mixer_finetune.options import as_yaml
 from mixer_finetune.precision import use_fast_float32
 from mixer_finetune.progress import MetricsFile, RunProgress, say
 from mixer_finetune.publish.model_folder import save_model_folder
+from mixer_finetune.publish.report import write_report
 from mixer_finetune.publish.results import collect_results, write_results
 from mixer_finetune.runs import new_run_folder, remove_empty_run_folder, write_text
 
@@ -115,12 +116,14 @@ def _finish(run: Path, config: dict[str, Any], cli: Any, spent: dict[str, float]
     results["steps"] = cli.trainer.global_step
     results["time"] = {key: round(value, 2) for key, value in spent.items()}
     write_results(run, results, model, data)
+    report = write_report(run, data=data)
     if results["metrics"]:
         shown = ", ".join(f"{key} {value:.2%}" for key, value in results["metrics"].items())
         say(f"{results['split']} ({results['samples']:,} images): {shown}")
     if data.bad_images:
         say(f"skipped {len(data.bad_images)} image(s) that can't be decoded: see results.json")
     say(f"trained in {spent['fit']:.0f} s; everything is in {run}")
+    say(f"the report to look at: {report}")
     say("next:")
     say(f"  mixer-finetune predict {run} FOLDER     classify images")
     say(f"  mixer-finetune test {run}               evaluate again")

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from mixer_finetune import __version__
+from mixer_finetune.errors import UserError
+from mixer_finetune.publish.evaluation import Evaluation
 from mixer_finetune.publish.figures import confusion_matrix_figure, learning_curves_figure
 from mixer_finetune.runs import write_text
 
@@ -71,8 +73,7 @@ def _device_name(trainer: Any) -> str:
 
 
 def write_results(run: Path, results: dict[str, Any], model: Any, data: Any) -> None:
-    """Write results.json, predictions.csv and the pictures into the run folder."""
-    write_text(run / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    """Write results.json, predictions.csv and the pictures into the run folder; intervals are added to the results."""
     learning_curves_figure(run / "metrics.csv", run / "learning_curves.png")
     if model.test_tables:
         confusion = model.test_tables["confusion"].numpy()
@@ -80,6 +81,25 @@ def write_results(run: Path, results: dict[str, Any], model: Any, data: Any) -> 
         confusion_matrix_figure(confusion, data.label_names, title, run / "confusion_matrix.png")
         split = data.splits[data.evaluation_role]
         write_text(run / "predictions.csv", _predictions_csv(model.test_tables["predictions"].numpy(), split, data.label_names))
+        evaluation = Evaluation.read(run / "predictions.csv", data.label_names)
+        results["intervals"] = {name: [round(end, 5) for end in ends] for name, ends in evaluation.intervals().items()}
+        results["calibration_error"] = round(evaluation.calibration()[1], 5)
+    write_text(run / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """The results.json of a run folder.
+
+    Raises:
+        UserError: There is none, because the run did not finish, or it can't be read.
+    """
+    path = run / "results.json"
+    if not path.is_file():
+        raise UserError(f"{run} has no results.json: the run did not finish; go on with fit --resume {run}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} can't be read: {error}") from error
 
 
 def _predictions_csv(rows: np.ndarray, split: Any, names: list[str]) -> str:
