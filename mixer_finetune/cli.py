@@ -19,6 +19,7 @@ usage: mixer-finetune COMMAND ...     (or: python -m mixer_finetune COMMAND ...)
   test      metrics on the test split: test RUN|CHECKPOINT [--data.source ...]
   predict   classify images: predict RUN|CHECKPOINT|MODEL FOLDER|FILE ... [--output predictions.csv]
   report    write RUN/report.html again: report RUN [--output FILE]
+  push      put a finished run's model on the Hugging Face Hub: push RUN user/name [--private] [--dry_run]
   recipes   list, show, copy or validate recipes
   backbones list or show architectures and their published weights
 
@@ -74,9 +75,11 @@ def _dispatch(arguments: list[str]) -> int:
         return _predict(rest)
     if command == "report":
         return _report(rest)
+    if command == "push":
+        return _push(rest)
     from mixer_finetune.options import nearest
 
-    known = ("fit", "validate", "test", "predict", "report", "recipes", "backbones")
+    known = ("fit", "validate", "test", "predict", "report", "push", "recipes", "backbones")
     raise UserError(f"unknown command '{command}'{nearest(command, known)}; commands are {', '.join(known)}")
 
 
@@ -208,6 +211,31 @@ def _report(arguments: list[str]) -> int:
 
     output = Path(options["output"]).expanduser() if options["output"] else None
     print(f"wrote {write_report(run, output, method=options['explain'])}")
+    return 0
+
+
+def _push(arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="mixer-finetune push RUN user/name",
+        description="Put a finished run's model on the Hugging Face Hub, as one commit: weights, configuration, model card, "
+        "pictures, recipe and results. Checkpoints, tokens, local paths and your images are not sent.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--private", type=bool, default=False, help="Make a new repository private.")
+    parser.add_argument("--revision", type=str, default="main", help="Branch; created where it does not exist.")
+    parser.add_argument("--create_pr", type=bool, default=False, help="Open a pull request in place of a commit.")
+    parser.add_argument("--force", type=bool, default=False, help="Put the commit on top of ones that this run did not make.")
+    parser.add_argument("--dry_run", type=bool, default=False, help="Only say what would be sent.")
+    flags = {"--private", "--create_pr", "--force", "--dry_run"}
+    arguments = [f"{item}=true" if item in flags else item for item in arguments]
+    run, repo_id, options = _run_and_options(parser, "push RUN user/name", arguments, more=1)
+    if run is None:
+        return 0
+    from mixer_finetune.publish.push import push
+
+    print(push(run, repo_id, **options))
     return 0
 
 

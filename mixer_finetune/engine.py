@@ -20,12 +20,14 @@ from mixer_finetune.errors import UserError
 from mixer_finetune.options import as_yaml
 from mixer_finetune.precision import use_fast_float32
 from mixer_finetune.progress import MetricsFile, RunProgress, say
+from mixer_finetune.publish.card import model_card
 from mixer_finetune.publish.model_folder import save_model_folder
+from mixer_finetune.publish.push import check_access, push
 from mixer_finetune.publish.report import write_report
 from mixer_finetune.publish.results import collect_results, write_results
 from mixer_finetune.runs import new_run_folder, remove_empty_run_folder, write_text
 
-_RUN_KEYS = ("output_dir", "name", "weights", "save_every_n_steps")
+_RUN_KEYS = ("output_dir", "name", "weights", "push", "save_every_n_steps")
 
 
 class MixerCLI(LightningCLI):
@@ -60,10 +62,13 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
         raise UserError(
             "--weights best needs a dev split to be best on; name one with --data.val_split or set --data.val_fraction"
         )
+    if config["push"] and trainer.is_global_zero:
+        check_access(config["push"])
     run = resume or new_run_folder(config["output_dir"], config["name"], create=trainer.is_global_zero)
     try:
         if trainer.is_global_zero:
-            write_text(run / "config.yaml", as_yaml(config))
+            # Repeating a run does not push it again.
+            write_text(run / "config.yaml", as_yaml({**config, "push": None}))
         trainer.callbacks.append(MetricsFile(run / "metrics.csv"))
         trainer.callbacks += checkpoint_callbacks(run, config["save_every_n_steps"], len(data.splits.get("val", ())))
         started = time.perf_counter()
@@ -117,6 +122,7 @@ def _finish(run: Path, config: dict[str, Any], cli: Any, spent: dict[str, float]
     results["time"] = {key: round(value, 2) for key, value in spent.items()}
     write_results(run, results, model, data)
     report = write_report(run, data=data)
+    write_text(run / "model" / "README.md", model_card(run))
     if results["metrics"]:
         shown = ", ".join(f"{key} {value:.2%}" for key, value in results["metrics"].items())
         say(f"{results['split']} ({results['samples']:,} images): {shown}")
@@ -124,8 +130,11 @@ def _finish(run: Path, config: dict[str, Any], cli: Any, spent: dict[str, float]
         say(f"skipped {len(data.bad_images)} image(s) that can't be decoded: see results.json")
     say(f"trained in {spent['fit']:.0f} s; everything is in {run}")
     say(f"the report to look at: {report}")
+    if config["push"]:
+        say(push(run, config["push"]))
     say("next:")
     say(f"  mixer-finetune predict {run} FOLDER     classify images")
+    say(f"  mixer-finetune push {run} user/name     share the model on the Hub")
     say(f"  mixer-finetune test {run}               evaluate again")
     say(f"  mixer-finetune fit --config {run}/config.yaml   repeat the run")
 

@@ -54,6 +54,7 @@ _RUN_OPTIONS: list[tuple[str, Any, Any, str]] = [
         "last",
         "Which are evaluated and exported: the last ones, or best.ckpt by dev accuracy.",
     ),
+    ("push", str | None, None, "Hub repository (user/name) that the finished model is pushed to; checked before training."),
     ("save_every_n_steps", int | None, None, "Steps between checkpoints inside an epoch; one a minute when not given."),
 ]
 

@@ -183,6 +183,8 @@ VARIANTS: dict[str, Variant] = {
     "gmlp_s16_224": Variant("gmlp", 16, 30, 256, (None, 6.0), weights=(Weights("ra3_in1k", top1=79.652),)),
     "gmlp_b16_224": Variant("gmlp", 16, 30, 512, (None, 6.0)),
 }
+# What timm has no entry for, so that it can't load their folders.
+NOT_IN_TIMM = frozenset(("mixer_nano_32", "mixer_s8_224", "mixer_h14_224"))
 
 # Google's Flax files, https://storage.googleapis.com/mixer_models/<path>: (path, architecture, classes, top-1 of the paper).
 GOOGLE_FILES: dict[str, str] = {

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from mixer_finetune.backbones.formats import OWN_KEY
 from mixer_finetune.backbones.trunk import Backbone
-from mixer_finetune.backbones.variants import get_variant
+from mixer_finetune.backbones.variants import NOT_IN_TIMM, get_variant
 from mixer_finetune.runs import write_atomically
 
 
@@ -57,6 +57,8 @@ def model_config(backbone: Backbone, label_names: list[str] | None) -> dict[str,
 def beyond_timm(backbone: Backbone) -> list[str]:
     """What timm can't express of a backbone, in words: its folder loads with us, but not, or not equally, in timm."""
     variant, reasons = get_variant(backbone.architecture), []
+    if backbone.architecture in NOT_IN_TIMM:
+        reasons.append(f"the architecture {backbone.architecture}")
     if backbone.geometry.patch_size != variant.patch_size:
         reasons.append(
             f"patch size {backbone.geometry.patch_size} (timm fixes {variant.patch_size} by the architecture's name)"

@@ -24,7 +24,7 @@ from mixer_finetune.errors import UserError
 from mixer_finetune.publish import figures
 from mixer_finetune.publish.evaluation import ClassFigures, Evaluation, wilson
 from mixer_finetune.publish.explain import evidence, overlay, patch_embeddings, token_units
-from mixer_finetune.publish.results import read_results
+from mixer_finetune.publish.results import METRIC_NAMES, read_results
 from mixer_finetune.runs import read_run_config, write_text
 
 MISTAKES = 12
@@ -32,7 +32,6 @@ PAIRS, IMAGES_OF_A_PAIR = 5, 6
 UNITS, UNITS_A_ROW, UNIT_BLOCKS = 48, 12, 3
 WORST_CLASSES = 15
 THUMBNAIL = 160  # pixels
-METRIC_NAMES = {"accuracy": "top-1 accuracy", "top5_accuracy": "top-5 accuracy", "macro_f1": "macro-F1"}
 
 
 def write_report(
@@ -77,7 +76,7 @@ def _summary(results: dict[str, Any], backbone: Backbone) -> str:
     cells = []
     for name, value in results["metrics"].items():
         low, high = results["intervals"][name]
-        label = METRIC_NAMES.get(name, name)
+        label = METRIC_NAMES[name]
         cells.append((f"{value:.2%}", f"{label}<br><small>95% interval {low:.1%} to {high:.1%}</small>"))
     if results["metrics"]:
         cells.append((f"{results['samples']:,}", f"images of split <i>{html.escape(str(results['split']))}</i>"))
@@ -185,7 +184,7 @@ def _images_section(evaluation: Evaluation, backbone: Backbone, split: Split | N
         (rows,) = np.nonzero((evaluation.labels == pair.true) & (evaluation.top[:, 0] == pair.predicted))
         order = rows[np.argsort(-evaluation.probabilities[rows, 0], kind="stable")][:IMAGES_OF_A_PAIR]
         pictures = [_img(image) for row in order if (image := _picture(split, evaluation, row)) is not None]
-        label = f"{html.escape(names[pair.true])}, called {html.escape(names[pair.predicted])}: {pair.images:,} images"
+        label = f"{html.escape(names[pair.true])}, called {html.escape(names[pair.predicted])}: {pair.images:,}"
         pairs.append(f'<figure class="pair"><figcaption>{label}</figcaption>{"".join(pictures)}</figure>')
     return text + _section("Most confused pairs", "".join(pairs))
 

@@ -21,6 +21,8 @@ from mixer_finetune.publish.evaluation import Evaluation
 from mixer_finetune.publish.figures import confusion_matrix_figure, learning_curves_figure
 from mixer_finetune.runs import write_text
 
+# As people write them.
+METRIC_NAMES = {"accuracy": "top-1 accuracy", "top5_accuracy": "top-5 accuracy", "macro_f1": "macro-F1"}
 _VERSIONS_OF = ("torch", "torchvision", "lightning", "torchmetrics", "datasets", "huggingface_hub", "numpy")
 
 

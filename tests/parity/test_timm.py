@@ -6,7 +6,7 @@ import torch
 from mixer_finetune import load_backbone
 from mixer_finetune.backbones import VARIANTS, Preprocessing
 from mixer_finetune.backbones.trunk import Backbone
-from mixer_finetune.backbones.variants import preprocessing_of, tagged
+from mixer_finetune.backbones.variants import NOT_IN_TIMM, preprocessing_of, tagged
 from mixer_finetune.publish.model_folder import beyond_timm, save_model_folder
 
 timm = pytest.importorskip("timm")
@@ -119,3 +119,7 @@ def test_what_is_saved_loads_in_timm_with_equal_outputs_at_any_resolution(name, 
     config = timm.data.resolve_data_config(model=theirs)
     stated = Preprocessing(config["input_size"][1:], tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
     assert stated == ours.preprocessing
+
+
+def test_the_architectures_that_timm_lacks_are_known():
+    assert set(VARIANTS) - set(timm.list_models()) == NOT_IN_TIMM
