@@ -57,6 +57,8 @@ def hub_errors(repo_id: str, kind: str, option: str) -> Iterator[None]:
         for logger in quieted:
             logger.setLevel(logging.ERROR)
         yield
+    except UserError:
+        raise  # explained already
     except (httpx.LocalProtocolError, UnicodeEncodeError):
         # Cut off from its cause, whose text may hold the token.
         raise UserError("the token in HF_TOKEN can't be sent: it holds characters that no token has") from None

@@ -63,7 +63,8 @@ def grid_resampling(source: Grid, target: Grid) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _resampling_on(source: int, target: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return cosine_resampling(source, target).to(device, dtype)
+    with torch.inference_mode(False):  # what is made in evaluation serves in training, too
+        return cosine_resampling(source, target).to(device, dtype)
 
 
 def resample_tokens(x: Tensor, source: Grid, target: Grid) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
-
 from mixer_finetune import __version__
 from mixer_finetune.backbones.load import BUNDLED, load_backbone
 from mixer_finetune.backbones.trunk import Backbone
@@ -23,7 +21,8 @@ _CITATION = """```bibtex
 @article{tolstikhin2021mixer,
   title={MLP-Mixer: An all-MLP Architecture for Vision},
   author={Tolstikhin, Ilya and Houlsby, Neil and Kolesnikov, Alexander and Beyer, Lucas and Zhai, Xiaohua and Unterthiner,
-    Thomas and Yung, Jessica and Steiner, Andreas and Keysers, Daniel and Uszkoreit, Jakob and Lucic, Mario and Dosovitskiy, Alexey},
+    Thomas and Yung, Jessica and Steiner, Andreas and Keysers, Daniel and Uszkoreit, Jakob and Lucic, Mario and
+    Dosovitskiy, Alexey},
   journal={arXiv preprint arXiv:2105.01601},
   year={2021}
 }
@@ -64,6 +63,8 @@ def model_card(run: Path, repo_id: str = "user/name") -> str:
 
 
 def _metadata(results: dict[str, Any], backbone: Backbone, repo_id: str, data_name: str) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
     start, data, portable = results["backbone"], results["data"], not beyond_timm(backbone)
     metrics = [
         EvalResult(

@@ -100,7 +100,8 @@ def check_access(repo_id: str, create_pr: bool = False) -> Access:
 def contents(run: Path, repo_id: str) -> dict[str, bytes | Path]:
     """What a push sends: path in the repository to content, or the file that holds it.
 
-    Local paths are cut to their last part; checkpoints, predictions and the report, which show the user's own images, stay here.
+    Local paths are cut to their last part. Checkpoints stay here, and so do predictions and report, which name and show the
+    user's own images.
 
     Raises:
         UserError: Not a run folder, or the run did not finish.

@@ -17,7 +17,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["mixer_finetune.engine", "mixer_finetune.predict"])
+_context.set_forkserver_preload(["hub.preloaded"])
 
 
 def run(

@@ -105,6 +105,15 @@ def test_features_and_interpolate_are_one_function_before_training(folder):
     assert (by_features(images) - by_interpolation(images)).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("folder", FAMILIES[:1], indirect=True)
+def test_features_can_be_trained_after_an_evaluation(folder):
+    with torch.inference_mode():
+        load(folder, image_size=(56, 84), resize="features")(torch.randn(1, 3, 56, 84, dtype=torch.float64))
+    model = load(folder, image_size=(56, 84), resize="features").train()
+    model(torch.randn(1, 3, 56, 84, dtype=torch.float64)).sum().backward()
+    assert model.stem.proj.weight.grad is not None
+
+
 @families
 def test_enlarged_by_interpolation_and_back_gives_the_weights_again(folder, tmp_path):
     original = load_backbone(folder)

@@ -1,0 +1,224 @@
+"""Pushing a run: what arrives, who can load it, and what every failure leaves on the Hub."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import make_photos
+from hub import faults
+
+SENT = {
+    "README.md",
+    "config.json",
+    "config.yaml",
+    "confusion_matrix.png",
+    "learning_curves.png",
+    "model.safetensors",
+    "results.json",
+}
+OF_THE_HUB = {".gitattributes"}
+FIT = (
+    "--trainer.max_epochs", "1", "--data.batch_size", "8", "--model.lr", "0.05", "--model.warmup_steps", "1",
+    "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--output_dir", "runs", "--data.num_workers", "0",
+)  # fmt: skip
+
+
+def fitted(folder, environment, *options):
+    """The run folder of a short fit on photos in a folder whose path nobody else should learn."""
+    photos = make_photos(folder / "private_place" / "shapes", {"blue": 12, "green": 12, "red <b>": 12})
+    command = [sys.executable, "-m", "mixer_finetune", "fit", "--data.source", str(photos), *options, *FIT]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (run,) = (folder / "runs" / "custom").iterdir()
+    return run
+
+
+@pytest.fixture(scope="session")
+def a_run(tmp_path_factory, environment):
+    return fitted(tmp_path_factory.mktemp("fitted"), environment, "--model.backbone", "mixer_nano")
+
+
+@pytest.fixture
+def run(a_run, tmp_path):
+    """A copy of a finished run."""
+    return Path(shutil.copytree(a_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def someone(hub):
+    return hub.add_user("someone", role="write")
+
+
+@pytest.fixture
+def push(command, run, someone):
+    def do(*options, repo="someone/shapes", check=None, **changes):
+        return command("push", run, repo, *options, check=check, **{"HF_TOKEN": someone.token, **changes})
+
+    return do
+
+
+def remote(hub, name="someone/shapes"):
+    return hub.repositories.get(("model", name))
+
+
+def whole(repository, before=2):
+    """Whether the repository holds the push, as one commit on top of the first."""
+    return set(repository.head.files) == SENT | OF_THE_HUB and len(repository.commits) == before
+
+
+def test_a_push_is_one_commit_of_the_model_and_nothing_private(push, hub, run):
+    out = push("--private", check=0).stdout
+    repository = remote(hub)
+    assert whole(repository) and repository.private and repository.head.id[:12] in out
+    assert repository.head.files["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
+    for name, content in repository.head.files.items():
+        assert b"private_place" not in content, name
+    config = yaml.safe_load(repository.head.files["config.yaml"])
+    assert config["data"]["source"] == "shapes" and config["trainer"]["logger"] is None
+    card = repository.head.files["README.md"].decode()
+    metadata = yaml.safe_load(card.split("---")[1])
+    (result,) = metadata["model-index"][0]["results"]
+    accuracy = json.loads((run / "results.json").read_text())["metrics"]["accuracy"]
+    assert result["metrics"][0]["value"] == pytest.approx(accuracy, abs=1e-5) and metadata["license"] == "apache-2.0"
+    assert "| blue |" in card and "red <b>" not in card.partition("## Results")[2]
+    assert metadata["library_name"] == "mixer_finetune" and "does not load in timm" in card
+
+
+def test_a_second_push_changes_nothing_and_says_so(push, hub):
+    push(check=0)
+    head = remote(hub).head.id
+    assert "nothing to push" in push(check=0).stdout and remote(hub).head.id == head
+
+
+def test_a_dry_run_sends_nothing(push, hub):
+    out = push("--dry_run", check=0, HF_TOKEN="").stdout
+    assert all(name in out for name in SENT) and remote(hub) is None and not hub.requested("POST", ".")
+
+
+def test_what_others_did_is_not_overwritten_but_a_changed_run_follows_its_own_push(push, hub, run):
+    push(check=0)
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({**results, "steps": 99}))
+    push(check=0)
+    assert json.loads(remote(hub).head.files["results.json"])["steps"] == 99
+    remote(hub).commit({"README.md": b"edited by hand"})
+    result = push(check=2)
+    assert "did not make" in result.stderr and "--force" in result.stderr
+    assert remote(hub).head.files["README.md"] == b"edited by hand"
+    push("--force", check=0)
+    assert remote(hub).head.files["README.md"].startswith(b"---") and len(remote(hub).commits) == 5
+
+
+def test_branches_and_pull_requests(push, hub):
+    repository = hub.add_repository("model", "someone/shapes", {"notes.txt": b"theirs"})
+    head = repository.head.id
+    push("--create_pr", check=0)
+    assert repository.head.id == head and SENT <= set(repository.at("refs/pr/1").files)
+    push("--revision", "dev", "--force", check=0)
+    assert repository.head.id == head and SENT <= set(repository.at("dev").files)
+
+
+@pytest.mark.parametrize(
+    ("changes", "repo", "says"),
+    [
+        ({"HF_TOKEN": ""}, "someone/shapes", "needs a token"),
+        ({"HF_TOKEN": "hf_unknown"}, "someone/shapes", "does not know the token"),
+        ({}, "another/shapes", "can't write to another/"),
+        ({}, "shapes", "user/name"),
+        ({}, "someone/..x", "can't be a repository's name"),
+        ({"HF_HUB_OFFLINE": "1"}, "someone/shapes", "offline"),
+    ],
+)
+def test_what_can_not_be_pushed_is_refused_in_one_line(push, hub, changes, repo, says):
+    result = push(repo=repo, check=2, **changes)
+    assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert not hub.repositories
+
+
+def test_a_token_that_only_reads_is_refused(push, hub):
+    reader = hub.add_user("reader", role="read")
+    assert "only read" in push(repo="reader/x", check=2, HF_TOKEN=reader.token).stderr and not hub.repositories
+
+
+ANY = dict(method="POST", path="/commit/")
+
+
+@pytest.mark.parametrize("fault", ["lost", "dropped", "503", "429", "stalled"])
+def test_a_commit_that_fails_in_passing_is_made_exactly_once(push, hub, fault):
+    kinds = {
+        "lost": faults.lose_reply(),
+        "dropped": faults.drop(),
+        "503": faults.status(503),
+        "429": faults.status(429, retry_after=1),
+        "stalled": faults.stall(30),
+    }
+    hub.faults.add(kinds[fault], **ANY, times=1)
+    push(check=0, HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert whole(remote(hub))
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "whoami"), ("POST", "repos/create"), ("GET", "/api/models/"), ("POST", "preupload"), ("PUT", "^/objects/")],
+)
+@pytest.mark.parametrize("fault", ["503", "drop"])
+def test_a_failure_in_passing_anywhere_else_is_tried_again(push, hub, method, path, fault):
+    hub.faults.add(faults.status(503) if fault == "503" else faults.drop(), method=method, path=path, times=1)
+    push(check=0)
+    assert whole(remote(hub))
+
+
+def test_a_hub_that_refuses_the_commit_for_good_stays_unchanged_and_a_second_try_succeeds(push, hub):
+    hub.faults.add(faults.status(503), **ANY, times=None)
+    result = push(check=2)
+    assert "does not take the commit" in result.stderr and remote(hub).head.files.keys() <= OF_THE_HUB
+    hub.faults.clear()
+    push(check=0)
+    assert whole(remote(hub))
+
+
+def test_a_hub_that_can_not_be_reached_is_one_line(push, hub):
+    hub.stop()
+    try:
+        result = push(check=2)
+    finally:
+        hub.start()
+    assert "can't be reached" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_fit_checks_the_push_before_training_and_pushes_after(cli, hub, hub_environment, someone, tmp_path):
+    photos = make_photos(tmp_path / "photos", {"blue": 8, "red": 8})
+    options = ("fit", "--data.source", photos, "--model.backbone", "mixer_nano", *FIT, "--push", "someone/fresh")
+    refused = cli(*options, check=2, **hub_environment)
+    assert "needs a token" in refused.stderr and not (tmp_path / "runs").exists()
+    done = cli(*options, check=0, **hub_environment, HF_TOKEN=someone.token)
+    assert "pushed" in done.stdout and whole(remote(hub, "someone/fresh"))
+    assert yaml.safe_load(remote(hub, "someone/fresh").head.files["config.yaml"])["push"] is None
+
+
+def test_timm_transformers_and_we_give_equal_probabilities(tmp_path, hub, hub_environment, environment, someone):
+    pytest.importorskip("transformers")
+    run = fitted(
+        tmp_path, environment, "--model.backbone", "gmlp_ti16_224", "--model.image_size", "64", "--data.crop_pct", "0.9"
+    )
+    script = Path(__file__).with_name("load_pushed.py")
+    environment = {**hub_environment, "HF_TOKEN": someone.token}
+    command = [sys.executable, "-m", "mixer_finetune", "push", str(run), "someone/tiny", "--private"]
+    subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True)
+    image = next((tmp_path / "private_place" / "shapes" / "blue").iterdir())
+    done = subprocess.run(
+        [sys.executable, str(script), "someone/tiny", str(image)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout.splitlines()[-1])
+    assert scores["ours"].keys() == {"blue", "green", "red <b>"} and os.environ.get("HF_TOKEN") is None
+    for other in ("timm", "transformers"):
+        for label, value in scores["ours"].items():
+            assert scores[other][label] == pytest.approx(value, abs=1e-5), (other, scores)
+    assert len(set(scores["ours"].values())) > 1
