@@ -12,12 +12,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from unittest import mock
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["hub.preloaded"])
+with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1])):  # it takes no other note of sys.path
+    forkserver.ensure_running()
 
 
 def run(
