@@ -19,6 +19,7 @@ usage: mixer-finetune COMMAND ...     (or: python -m mixer_finetune COMMAND ...)
   test      metrics on the test split: test RUN|CHECKPOINT [--data.source ...]
   predict   classify images: predict RUN|CHECKPOINT|MODEL FOLDER|FILE ... [--output predictions.csv]
   report    write RUN/report.html again: report RUN [--output FILE]
+  export    write a finished run's model for other runtimes: export RUN --format onnx|torch-export|safetensors
   push      put a finished run's model on the Hugging Face Hub: push RUN user/name [--private] [--dry_run]
   recipes   list, show, copy or validate recipes
   backbones list or show architectures and their published weights
@@ -75,11 +76,13 @@ def _dispatch(arguments: list[str]) -> int:
         return _predict(rest)
     if command == "report":
         return _report(rest)
+    if command == "export":
+        return _export(rest)
     if command == "push":
         return _push(rest)
     from mixer_finetune.options import nearest
 
-    known = ("fit", "validate", "test", "predict", "report", "push", "recipes", "backbones")
+    known = ("fit", "validate", "test", "predict", "report", "export", "push", "recipes", "backbones")
     raise UserError(f"unknown command '{command}'{nearest(command, known)}; commands are {', '.join(known)}")
 
 
@@ -211,6 +214,29 @@ def _report(arguments: list[str]) -> int:
 
     output = Path(options["output"]).expanduser() if options["output"] else None
     print(f"wrote {write_report(run, output, method=options['explain'])}")
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="mixer-finetune export RUN",
+        description="Write a finished run's model for other runtimes, with pre-processing and label names in it, and compare "
+        "its probabilities with the model's.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--format", type=str, default="onnx", help="onnx, torch-export or safetensors.")
+    parser.add_argument("--output", type=str | None, default=None, help="File or folder; RUN/export/... when not given.")
+    parser.add_argument("--dtype", type=str, default="float32", help="Of safetensors: float32, bfloat16 or float16.")
+    parser.add_argument("--quantize", type=str | None, default=None, help="int8, with onnx; measured on the dev split.")
+    run, options = _run_and_options(parser, "export RUN --format onnx", arguments)
+    if run is None:
+        return 0
+    from mixer_finetune.publish.export import export
+
+    options["output"] = Path(options["output"]).expanduser() if options["output"] else None
+    print(export(run, **options))
     return 0
 
 

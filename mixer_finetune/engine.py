@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from mixer_finetune.backbones.formats import load_checkpoint
 from mixer_finetune.checkpoints import checkpoint_callbacks, resume_point
@@ -70,6 +71,8 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
             # Repeating a run does not push it again.
             write_text(run / "config.yaml", as_yaml({**config, "push": None}))
         trainer.callbacks.append(MetricsFile(run / "metrics.csv"))
+        if config["trainer"]["logger"] in (None, True):
+            trainer.logger = TensorBoardLogger(run / "tensorboard", name="", version="", default_hp_metric=False)
         trainer.callbacks += checkpoint_callbacks(run, config["save_every_n_steps"], len(data.splits.get("val", ())))
         started = time.perf_counter()
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)

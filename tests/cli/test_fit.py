@@ -51,10 +51,12 @@ def digits_run(cli, tmp_path):
 def test_a_run_leaves_the_whole_run_folder_and_replays_to_the_same_weights(digits_run, cli, tmp_path):
     run, output = digits_run
     assert "10 classes" in output and "652,650 of 652,650 parameters" in output and str(run.name) in output
-    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.parent.name != "tensorboard"}
+    assert list((run / "tensorboard").glob("events.*"))
     assert files == {
         "config.yaml", "metrics.csv", "results.json", "predictions.csv", "learning_curves.png", "confusion_matrix.png",
         "checkpoints/last.ckpt", "checkpoints/best.ckpt", "model/config.json", "model/model.safetensors",
+        "model/README.md", "report.html",
     }  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert results["samples"] == 359 and results["train_samples"] == 1295 and results["steps"] == 11

@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -20,8 +19,6 @@ from unittest import mock
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["hub.preloaded"])
-with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1])):  # it takes no other note of sys.path
-    forkserver.ensure_running()
 
 
 def run(
@@ -31,7 +28,8 @@ def run(
     stem = str(time.monotonic_ns())
     logs = [folder.parent / f"{folder.name}-{stem}.{name}" for name in ("out", "err")]
     process = _context.Process(target=_enter, args=(target, arguments, environment, folder, logs))
-    process.start()
+    with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parents[1])):  # it takes no other note of sys.path
+        process.start()
     process.join(timeout)
     if process.is_alive():
         process.kill()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import make_photos
+from conftest import FIT, fitted, make_photos
 from hub import faults
 
 SENT = {
@@ -23,25 +23,6 @@ SENT = {
     "results.json",
 }
 OF_THE_HUB = {".gitattributes"}
-FIT = (
-    "--trainer.max_epochs", "1", "--data.batch_size", "8", "--model.lr", "0.05", "--model.warmup_steps", "1",
-    "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--output_dir", "runs", "--data.num_workers", "0",
-)  # fmt: skip
-
-
-def fitted(folder, environment, *options):
-    """The run folder of a short fit on photos in a folder whose path nobody else should learn."""
-    photos = make_photos(folder / "private_place" / "shapes", {"blue": 12, "green": 12, "red <b>": 12})
-    command = [sys.executable, "-m", "mixer_finetune", "fit", "--data.source", str(photos), *options, *FIT]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
-    (run,) = (folder / "runs" / "custom").iterdir()
-    return run
-
-
-@pytest.fixture(scope="session")
-def a_run(tmp_path_factory, environment):
-    return fitted(tmp_path_factory.mktemp("fitted"), environment, "--model.backbone", "mixer_nano")
 
 
 @pytest.fixture

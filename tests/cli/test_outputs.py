@@ -1,0 +1,135 @@
+"""What comes out of a run: the report and the exports, by the real commands."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mixer_finetune import load_backbone
+from mixer_finetune.publish.explain import evidence
+
+
+@pytest.fixture
+def run(a_run, tmp_path):
+    """A copy of a finished run."""
+    return Path(shutil.copytree(a_run, tmp_path / "run"))
+
+
+class Page(HTMLParser):
+    """What a page loads, runs and shows."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.tags, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_is_one_page_that_loads_nothing_and_escapes_names(run, cli):
+    text = (run / "report.html").read_text()
+    page = Page(text)
+    assert page.sources and all(source.startswith(("data:image/", "#")) for source in page.sources)
+    assert not re.search(r"@import|url\(['\"]?http", text)
+    results = json.loads((run / "results.json").read_text())
+    assert f"{results['metrics']['accuracy']:.2%}" in page.text and "red <b>" in page.text
+    for heading in ("Learning curves", "Confusion matrix", "Calibration", "What the weights look like", "Where the time went"):
+        assert heading in page.text
+    assert page.tags.count("html") == 1 and len(text) < 10e6
+
+
+def test_a_report_made_again_is_the_same_and_does_without_the_data(run, cli):
+    first = (run / "report.html").read_text()
+    cli("report", run, check=0)
+    assert (run / "report.html").read_text() == first
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub("source: .*", "source: /gone", config))
+    (run / "predictions.csv").write_text(
+        re.sub("(?m)^(.*),red <b>,red <b>,", r"\1,blue,red <b>,", (run / "predictions.csv").read_text())
+    )
+    out = cli("report", run, "--output", "other.html", check=0).stdout
+    assert "other.html" in out and "The images can't be shown" in (run.parent / "other.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["report"], "expected: report RUN"),
+        (["report", "nowhere"], "not a run folder"),
+        (["report", "RUN", "--explain", "magic"], "integrated_gradients or occlusion"),
+        (["export", "RUN", "--format", "tflite"], "--format must be"),
+        (["export", "RUN", "--dtype", "float16"], "--dtype must be"),
+        (["export", "RUN", "--format", "torch-export", "--quantize", "int8"], "--quantize must be int8"),
+        (["export", "RUN", "--output", "."], "is a folder"),
+        (["export", "RUN", "extra"], "expected: export RUN"),
+    ],
+)
+def test_mistakes_are_one_line(run, cli, words, says):
+    result = cli(*[run if word == "RUN" else word for word in words], check=2)
+    assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_an_unfinished_run_is_named_as_such(run, cli):
+    (run / "results.json").unlink()
+    assert "did not finish" in cli("report", run, check=2).stderr
+
+
+def test_onnx_computes_the_models_outputs_and_carries_what_using_it_needs(run, cli):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = cli("export", run, "--format", "onnx", "--quantize", "int8", "--output", "8.onnx", check=0).stdout
+    assert "int8" in out and "float32" in out
+    out = cli("export", run, "--format", "onnx", check=0).stdout
+    assert "largest difference" in out
+    session = onnxruntime.InferenceSession(run / "export" / "model.onnx", providers=["CPUExecutionProvider"])
+    backbone = load_backbone(run / "model").eval()
+    images = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        expected = backbone(images).numpy()
+    np.testing.assert_allclose(session.run(None, {"images": images.numpy()})[0], expected, atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["label_names"]) == backbone.label_names
+    assert json.loads(metadata["preprocessing"])["mean"] == list(backbone.preprocessing.mean)
+    quantized = onnxruntime.InferenceSession(run.parent / "8.onnx", providers=["CPUExecutionProvider"]).get_modelmeta()
+    assert json.loads(quantized.custom_metadata_map["label_names"]) == backbone.label_names
+
+
+def test_torch_export_and_half_precision_folders(run, cli):
+    cli("export", run, "--format", "torch-export", check=0)
+    extra = {"label_names": ""}
+    program = torch.export.load(run / "export" / "model.pt2", extra_files=extra)
+    backbone = load_backbone(run / "model").eval()
+    images = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(program.module()(images), backbone(images), atol=1e-5)
+    assert json.loads(extra["label_names"]) == backbone.label_names
+    cli("export", run, "--format", "safetensors", "--dtype", "bfloat16", check=0)
+    full, half = (path / "model.safetensors" for path in (run / "model", run / "export" / "model"))
+    assert half.stat().st_size < 0.52 * full.stat().st_size
+    assert load_backbone(run / "export" / "model").label_names == backbone.label_names
+    assert "exists already" in cli("export", run, "--format", "safetensors", check=2).stderr
+
+
+def test_integrated_gradients_find_the_pixels_that_decide(a_run):
+    """Of an image whose two halves differ, a head that reads only what the left half changes has its evidence there."""
+    backbone = load_backbone("resmlp_12_224", num_classes=2, image_size=64).eval()
+    with torch.no_grad():
+        for block in backbone.blocks:  # no mixing: each token stays what its patch is
+            block.ls1.zero_()
+            block.ls2.zero_()
+        backbone.head.weight[1].normal_(generator=torch.Generator().manual_seed(0))
+    images = torch.zeros(1, 3, 64, 64)
+    images[..., :32] = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(1))
+    for method in ("integrated_gradients", "occlusion"):
+        heat = evidence(backbone, images, torch.tensor([1]), method)
+        assert heat.shape == (1, 64, 64) and 0 <= heat.min() and heat.max() == pytest.approx(1)
+        assert heat[..., 48:].max() < 1e-6
