@@ -23,7 +23,7 @@ from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
 from mixer_finetune.publish import figures
 from mixer_finetune.publish.evaluation import ClassFigures, Evaluation, wilson
-from mixer_finetune.publish.explain import evidence, overlay, patch_embeddings, token_units
+from mixer_finetune.publish.explain import METHODS, evidence, overlay, patch_embeddings, token_units
 from mixer_finetune.publish.results import METRIC_NAMES, read_results
 from mixer_finetune.runs import read_run_config, write_text
 
@@ -51,6 +51,8 @@ def write_report(
     Raises:
         UserError: Not a run folder, or the run did not finish.
     """
+    if method not in METHODS:
+        raise UserError(f"--explain must be {' or '.join(METHODS)}, got '{method}'")
     config, results = read_run_config(run), read_results(run)
     backbone = load_backbone(run / "model").eval()
     sections = [_summary(results, backbone)]
