@@ -172,17 +172,21 @@ def _predict(arguments: list[str]) -> int:
     from mixer_finetune.options import parse
 
     parser = ArgumentParser(
-        prog="mixer-finetune predict RUN|CHECKPOINT|MODEL [FOLDER|FILE ...]",
-        description="Classify images, or a split of a data set, and write a CSV with file, top-k labels and probabilities.",
+        prog="mixer-finetune predict RUN|CHECKPOINT|MODEL [FOLDER|FILE|PATTERN ...]",
+        description="Classify images, or a split of a data set: a row each with file, top-k labels, probabilities. MODEL may "
+        "be a Hub id. An image that can't be decoded gets a row that says why.",
         exit_on_error=False,
     )
     parser.add_argument("--source", type=str | None, default=None, help="A data set instead of files: as --data.source of fit.")
     parser.add_argument("--split", type=str, default="test", help="Its split: train, val or test.")
-    parser.add_argument("--output", type=str, default="predictions.csv", help="The CSV to write.")
+    parser.add_argument("--output", type=str, default="predictions.csv", help="A .csv, .jsonl or .parquet file.")
     parser.add_argument("--top_k", type=int, default=5, help="How many labels a row gives.")
     parser.add_argument("--batch_size", type=int, default=64, help="Images at once.")
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; the best one present when not given.")
-    parser.add_argument("--on_bad_image", type=str, default="error", help="error, or skip: leave out what can't be decoded.")
+    parser.add_argument("--features", type=bool, default=False, help="Add the pre-logits (embeddings); .jsonl or .parquet.")
+    parser.add_argument("--tta", type=bool, default=False, help="Average over the image and its mirror image.")
+    parser.add_argument("--resume", type=bool, default=False, help="Go on with what an interrupted predict left.")
+    arguments = [f"{item}=true" if item in ("--features", "--tta", "--resume") else item for item in arguments]
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
         return 0

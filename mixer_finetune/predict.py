@@ -1,25 +1,35 @@
-"""predict: labels and probabilities for image files, or for a split of a data set, as a CSV."""
+"""predict: labels and probabilities of image files, or of a split of a data set, streamed to disk.
+
+Rows go to `<output>.part`, an Arrow stream that is whole up to its last batch whenever the process dies, and become CSV, JSON
+lines or parquet at the end; `resume` goes on behind the last whole batch.
+"""
 
 from __future__ import annotations
 
-import csv
+import glob
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from pyarrow import csv, parquet
+from torch import Tensor
 
 from mixer_finetune.backbones.load import load_backbone
+from mixer_finetune.backbones.trunk import Backbone
 from mixer_finetune.data.batches import batch_dataset, batch_loader, evaluation_images
 from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.errors import UserError
 from mixer_finetune.precision import use_fast_float32
-from mixer_finetune.publish.results import prediction_cells, prediction_columns
+from mixer_finetune.publish.results import prediction_columns
 from mixer_finetune.runs import write_atomically
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 class _Files:
@@ -33,10 +43,10 @@ class _Files:
 
 
 def image_files(inputs: list[str]) -> list[Path]:
-    """The image files that the inputs name, folders searched through, each in alphabetical order.
+    """The image files that the inputs name: files, folders searched through, and patterns; each in alphabetical order.
 
     Raises:
-        UserError: An input does not exist, or a folder holds no image.
+        UserError: An input does not exist, or a folder or pattern holds no image.
     """
     files: list[Path] = []
     for name in inputs:
@@ -48,6 +58,8 @@ def image_files(inputs: list[str]) -> list[Path]:
             files += found
         elif path.is_file():
             files.append(path)
+        elif matches := sorted(match for match in glob.glob(str(path), recursive=True) if Path(match).is_file()):
+            files += map(Path, matches)
         else:
             raise UserError(f"there is no file or folder '{path}' to classify")
     return files
@@ -61,78 +73,171 @@ def predict(
     split: str = "test",
     output: str = "predictions.csv",
     top_k: int = 5,
+    features: bool = False,
+    tta: bool = False,
+    resume: bool = False,
     batch_size: int = 64,
     device: str | None = None,
-    on_bad_image: str = "error",
 ) -> int:
-    """Classify images and write `output` with a row an image: file, then top-k labels with probabilities.
+    """Classify images and write `output` with a row an image: file, top-k labels with probabilities, and what went wrong.
 
     Args:
         model: Run folder, checkpoint, model folder or Hub id.
-        inputs: Image files and folders of them.
+        inputs: Image files, folders of them and patterns.
         source: A data set instead, as for ImageDataModule.
         split: Role of its split: "train", "val" or "test".
-        output: Path of the CSV.
+        output: A .csv, .jsonl or .parquet file.
         top_k: Labels a row, at most one a class.
+        features: Add the pre-logits, (C,) float32, which needs .jsonl or .parquet.
+        tta: Average the probabilities (and features) of the image and its mirror image.
+        resume: Go on with what an interrupted predict left.
         batch_size: Images at once.
         device: Where to compute; the best one present when None.
-        on_bad_image: "error", or "skip" to leave out what can't be decoded.
 
     Raises:
-        UserError: Something does not exist, or an image can't be decoded.
+        UserError: Something does not exist, or the output can't be written.
     """
     if top_k < 1 or batch_size < 1:
         raise UserError(f"--top_k and --batch_size must be 1 or more, got {top_k} and {batch_size}")
-    if on_bad_image not in ("error", "skip"):
-        raise UserError(f"--on_bad_image must be error or skip, got '{on_bad_image}'")
     if source and inputs:
         raise UserError("give either files or --source, not both")
-    images = _split(source, split) if source else _file_split(image_files(inputs))
     target = Path(output).expanduser()
     if target.is_dir() or not target.parent.is_dir():
         raise UserError(f"--output {target} can't be written: it must be a file in a folder that exists")
+    if target.suffix not in OUTPUT_SUFFIXES:
+        raise UserError(f"--output must end in {', '.join(OUTPUT_SUFFIXES)}, got {target.name}")
+    if features and target.suffix == ".csv":
+        raise UserError("--features needs an --output that ends in .jsonl or .parquet")
+    images = _split(source, split) if source else _file_split(image_files(inputs))
 
     backbone = load_backbone(model).eval()
     if backbone.num_classes == 0:
         raise UserError(f"{model} has no head: it can't classify")
-    names = backbone.label_names or [str(i) for i in range(backbone.num_classes)]
     where = _device(device)
     if where.type == "cpu":
         use_fast_float32()
     backbone.to(where)
-
-    sampler = EvaluationSampler(len(images), batch_size)
-    loader = batch_loader(batch_dataset(images, backbone.preprocessing), sampler, num_workers=None)
-    k, skipped, count = min(top_k, backbone.num_classes), [], 0
-
-    def write(path: Path) -> None:
-        nonlocal count
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["file", *prediction_columns(k)])
-            for batch in loader:
-                if batch.bad and on_bad_image == "error":
-                    raise UserError(f"{batch.bad[0]}; remove it, or use --on_bad_image skip")
-                skipped.extend(batch.bad)
-                for index, top, probabilities in _top(backbone, batch, where, k):
-                    writer.writerow([images.image_name(index), *prediction_cells(top, probabilities, names)])
-                    count += 1
-
+    k = min(top_k, backbone.num_classes)
+    schema = _schema(k, features)
+    part = target.with_name(target.name + ".part")
     try:
-        write_atomically(target, write)
+        done = _begin(part, schema, images, resume)
+        rest = images.take(np.arange(done, len(images)), images.name)
+        with open(part, "ab") as file:
+            for rows in _rows(backbone, rest, where, batch_size, schema, k, tta) if len(rest) else ():
+                file.write(rows.serialize())
+                file.flush()
+        bad = _finish(part, target)
     except PermissionError as error:
         raise UserError(f"--output {target} can't be written ({error.strerror})") from error
-    print(f"wrote {count:,} predictions to {target}" + (f"; skipped {len(skipped)} image(s)" if skipped else ""))
-    for reason in skipped[:10]:
-        print(f"  skipped: {reason}")
+    print(f"wrote {len(images):,} rows to {target}" + (f", {len(bad)} of them images that can't be decoded" if bad else ""))
+    for problem in bad[:10]:
+        print(f"  {problem}")
     return 0
 
 
+def _schema(k: int, features: bool) -> pa.Schema:
+    columns = [(name, pa.string() if name.startswith("label") else pa.float32()) for name in prediction_columns(k)]
+    fields = [("file", pa.string()), *columns, ("error", pa.string())]
+    return pa.schema([*fields, ("features", pa.list_(pa.float32()))] if features else fields)
+
+
+def _begin(part: Path, schema: pa.Schema, images: Split, resume: bool) -> int:
+    """Make the stream ready to be appended to; returns how many images are in it already.
+
+    Raises:
+        UserError: There is no stream to go on with, or it is of other images or options.
+    """
+    head = schema.serialize().to_pybytes()
+    if not resume:
+        if part.exists() and part.stat().st_size > len(head):
+            raise UserError(f"{part} is what an interrupted predict left: go on with --resume, or remove it")
+        part.write_bytes(head)
+        return 0
+    if not part.is_file():
+        raise UserError(f"there is no {part} to go on with; leave out --resume")
+    names: list[str] = []
+    with open(part, "rb") as file:
+        try:
+            stream = pa.ipc.open_stream(file)
+            whole = file.tell()
+            same = stream.schema == schema
+            while True:
+                names += stream.read_next_batch().column("file").to_pylist()
+                whole = file.tell()
+        except (StopIteration, pa.ArrowInvalid, OSError):
+            pass  # the end, or a batch that was being written
+    if not names:
+        part.write_bytes(head)
+        return 0
+    if not same or len(names) > len(images) or any(images.image_name(i) != name for i, name in enumerate(names)):
+        raise UserError(f"{part} is of other images or options; remove it to begin anew")
+    with open(part, "rb+") as file:
+        file.truncate(whole)
+    return len(names)
+
+
+def _rows(
+    backbone: Backbone, images: Split, where: torch.device, batch_size: int, schema: pa.Schema, k: int, tta: bool
+) -> Iterator[pa.RecordBatch]:
+    """The rows of each batch, in the order of the images."""
+    names = backbone.label_names or [str(i) for i in range(backbone.num_classes)]
+    loader = batch_loader(
+        batch_dataset(images, backbone.preprocessing), EvaluationSampler(len(images), batch_size), num_workers=None
+    )
+    for batch in loader:
+        rows: dict[int, dict[str, Any]] = {index: {"error": problem} for index, problem in batch.bad}
+        if len(batch.indices):
+            ready = evaluation_images(batch._replace(images=batch.images.to(where)), backbone.preprocessing)
+            top, found = _classify(backbone, ready, k, tta)
+            for i, index in enumerate(batch.indices.tolist()):
+                cells = [cell for j, p in zip(*top[i], strict=True) for cell in (names[int(j)], p)]
+                rows[index] = dict(zip(prediction_columns(k), cells, strict=True))
+                if "features" in schema.names:
+                    rows[index]["features"] = found[i]
+        ordered = [{"file": images.image_name(index), **rows[index]} for index in sorted(rows)]
+        yield pa.RecordBatch.from_pylist(ordered, schema=schema)
+
+
 @torch.inference_mode()
-def _top(backbone: Any, batch: Any, device: torch.device, k: int) -> Iterator[tuple[int, list[int], list[float]]]:
-    logits = backbone(evaluation_images(batch._replace(images=batch.images.to(device)), backbone.preprocessing))
-    top = logits.float().softmax(-1).topk(k)
-    yield from zip(batch.indices.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+def _classify(backbone: Backbone, images: Tensor, k: int, tta: bool) -> tuple[list[tuple[list[int], list[float]]], np.ndarray]:
+    """The k most probable classes and their probabilities, an image each, and the pre-logits (b, C)."""
+    views = [images, images.flip(-1)] if tta else [images]
+    pre_logits = [backbone.forward_pre_logits(view) for view in views]
+    probabilities = torch.stack([backbone.head(view).float().softmax(-1) for view in pre_logits]).mean(0)  # (b, classes)
+    top = probabilities.topk(k)
+    features = torch.stack(pre_logits).float().mean(0).cpu().numpy()
+    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True)), features
+
+
+def _finish(part: Path, target: Path) -> list[str]:
+    """Turn the stream into the output, whole or not at all; returns what went wrong with images."""
+    problems: list[str] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with open(part, "rb") as file:
+            for batch in pa.ipc.open_stream(file):
+                problems.extend(problem for problem in batch.column("error").to_pylist() if problem)
+                yield batch
+
+    def write(path: Path) -> None:
+        with open(part, "rb") as file:
+            schema = pa.ipc.open_stream(file).schema
+        if target.suffix == ".jsonl":
+            with open(path, "w", encoding="utf-8") as lines:
+                for batch in batches():
+                    for row in batch.to_pylist():
+                        filled = {name: value for name, value in row.items() if value is not None}
+                        lines.write(json.dumps(filled, ensure_ascii=False) + "\n")
+            return
+        kind: Any = csv.CSVWriter if target.suffix == ".csv" else parquet.ParquetWriter
+        with kind(str(path), schema) as writer:
+            for batch in batches():
+                writer.write_batch(batch)
+
+    write_atomically(target, write)
+    part.unlink()
+    return problems
 
 
 def _file_split(files: list[Path]) -> Split:

@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         first: Position of the first sample in the global batch.
         global_size: Samples in the whole global batch.
         cropped: Whether the images have their S x T pixels; small images are cropped on the device.
-        bad: Names and reasons of images that could not be decoded.
+        bad: Positions of images that could not be decoded, each with its name and the reason.
     """
 
     images: Tensor
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     first: int
     global_size: int
     cropped: bool
-    bad: tuple[str, ...]
+    bad: tuple[tuple[int, str], ...]
 
 
 class DecodedImages(Dataset[Batch]):
@@ -60,14 +60,14 @@ class DecodedImages(Dataset[Batch]):
         size, mode = self.preprocessing.image_size, self.preprocessing.mode
         images = torch.empty(len(micro.indices), len(mode), *size, dtype=torch.uint8)
         good: list[int] = []
-        bad: list[str] = []
+        bad: list[tuple[int, str]] = []
         for i, record in enumerate(self.split.image_records(micro.indices)):
             index = micro.indices[i : i + 1]
             try:
                 name = f"{self.split.name}[{int(self.split.rows[index[0]])}]"
                 image = decode(record, name, self._decode_size(), mode)
             except BadImage as error:
-                bad.append(str(error))
+                bad.append((int(index[0]), str(error)))
                 continue
             if self.augmentation is None:
                 image = evaluation_crop(image, self.preprocessing)

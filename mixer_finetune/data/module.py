@@ -267,8 +267,8 @@ class ImageDataModule(pl.LightningDataModule):
         """
         if isinstance(batch, Batch) and batch.bad:
             if self.on_bad_image == "error":
-                raise UserError(f"{batch.bad[0]}; remove it, or use --data.on_bad_image skip")
-            self.bad_images.update(batch.bad)
+                raise UserError(f"{batch.bad[0][1]}; remove it, or use --data.on_bad_image skip")
+            self.bad_images.update(problem for _, problem in batch.bad)
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -1,12 +1,19 @@
 """What comes out of a run: the report and the exports, by the real commands."""
 
+import csv
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -133,3 +140,57 @@ def test_integrated_gradients_find_the_pixels_that_decide(a_run):
         heat = evidence(backbone, images, torch.tensor([1]), method)
         assert heat.shape == (1, 64, 64) and 0 <= heat.min() and heat.max() == pytest.approx(1)
         assert heat[..., 48:].max() < 1e-6
+
+
+def test_predict_writes_each_form_with_features_and_a_row_for_a_bad_image(run, cli, photos, tmp_path):
+    folder = Path(shutil.copytree(photos / "red", tmp_path / "some"))
+    (folder / "003.png").write_bytes(b"no image")
+    out = cli("predict", run, folder, "--output", "p.csv", "--top_k", 2, check=0).stdout
+    assert "16 rows" in out and "1 of them" in out and "003.png can't be decoded" in out
+    with open(tmp_path / "p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name for row in rows] == [f"{i:03d}.png" for i in range(16)]
+    assert rows[3]["label_1"] == "" and "can't be decoded" in rows[3]["error"] and rows[4]["error"] == ""
+    cli("predict", run, f"{folder}/*.png", "--output", "p.jsonl", "--features", "--top_k", 2, check=0)
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [line.get("label_1", "") for line in lines] == [row["label_1"] for row in rows] and len(lines[0]["features"]) == 96
+    cli("predict", run / "model", folder, "--output", "p.parquet", "--tta", "--features", check=0)
+    table = pyarrow.parquet.read_table(tmp_path / "p.parquet")
+    assert table.num_rows == 16 and table["error"].null_count == 15
+    plain, mirrored = lines[0]["features"], table["features"][0].as_py()
+    assert plain != mirrored and np.abs(np.subtract(plain, mirrored)).mean() < 1
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--output", "p.xlsx"], "must end in .csv, .jsonl, .parquet"),
+        (["--features"], "--features needs"),
+        (["--resume"], "leave out --resume"),
+        (["--output", "nowhere/p.csv"], "can't be written"),
+    ],
+)
+def test_predict_refuses_in_one_line(run, cli, photos, words, says):
+    result = cli("predict", run, photos / "red", *words, check=2)
+    assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_predict_killed_and_resumed_writes_what_one_never_interrupted_writes(run, cli, photos, environment, tmp_path):
+    inputs = [str(photos / name) for name in ("red", "blue", "green")] * 20  # 960 images
+    cli("predict", run, *inputs, "--output", "whole.csv", "--batch_size", 2, check=0)
+    command = [sys.executable, "-m", "mixer_finetune", "predict", str(run), *inputs, "--output", "p.csv", "--batch_size", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    part = tmp_path / "p.csv.part"
+    while process.poll() is None and not (part.exists() and part.stat().st_size > 20_000):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert part.exists() and not (tmp_path / "p.csv").exists(), "it ended before it could be killed"
+    with open(part, "ab") as file:
+        file.write(b"\xff\xff\xff\xff torn")
+    assert "--resume" in cli("predict", run, *inputs, "--output", "p.csv", check=2).stderr
+    other = cli("predict", run, inputs[1], "--output", "p.csv", "--resume", check=2)
+    assert "other images" in other.stderr
+    cli("predict", run, *inputs, "--output", "p.csv", "--batch_size", 2, "--resume", check=0)
+    assert (tmp_path / "p.csv").read_text() == (tmp_path / "whole.csv").read_text() and not part.exists()
