@@ -185,6 +185,7 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; the best one present when not given.")
     parser.add_argument("--features", type=bool, default=False, help="Add the pre-logits (embeddings); .jsonl or .parquet.")
     parser.add_argument("--tta", type=bool, default=False, help="Average over the image and its mirror image.")
+    parser.add_argument("--explain", type=str | None, default=None, help="Folder for pictures of where the evidence lies.")
     parser.add_argument("--resume", type=bool, default=False, help="Go on with what an interrupted predict left.")
     arguments = [f"{item}=true" if item in ("--features", "--tta", "--resume") else item for item in arguments]
     if "--help" in arguments or "-h" in arguments:

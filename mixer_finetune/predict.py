@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from pyarrow import csv, parquet
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.trunk import Backbone
+from mixer_finetune.data.augment import denormalize
 from mixer_finetune.data.batches import batch_dataset, batch_loader, evaluation_images
 from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.data.sources import Split, open_source
@@ -75,6 +78,7 @@ def predict(
     top_k: int = 5,
     features: bool = False,
     tta: bool = False,
+    explain: str | None = None,
     resume: bool = False,
     batch_size: int = 64,
     device: str | None = None,
@@ -90,6 +94,7 @@ def predict(
         top_k: Labels a row, at most one a class.
         features: Add the pre-logits, (C,) float32, which needs .jsonl or .parquet.
         tta: Average the probabilities (and features) of the image and its mirror image.
+        explain: Folder for a picture of each image beside where the evidence for its first label lies.
         resume: Go on with what an interrupted predict left.
         batch_size: Images at once.
         device: Where to compute; the best one present when None.
@@ -124,7 +129,8 @@ def predict(
         done = _begin(part, schema, images, resume)
         rest = images.take(np.arange(done, len(images)), images.name)
         with open(part, "ab") as file:
-            for rows in _rows(backbone, rest, where, batch_size, schema, k, tta) if len(rest) else ():
+            folder = Path(explain).expanduser() if explain else None
+            for rows in _rows(backbone, rest, where, batch_size, schema, k, tta, folder) if len(rest) else ():
                 file.write(rows.serialize())
                 file.flush()
         bad = _finish(part, target)
@@ -178,7 +184,14 @@ def _begin(part: Path, schema: pa.Schema, images: Split, resume: bool) -> int:
 
 
 def _rows(
-    backbone: Backbone, images: Split, where: torch.device, batch_size: int, schema: pa.Schema, k: int, tta: bool
+    backbone: Backbone,
+    images: Split,
+    where: torch.device,
+    batch_size: int,
+    schema: pa.Schema,
+    k: int,
+    tta: bool,
+    explain: Path | None,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of each batch, in the order of the images."""
     names = backbone.label_names or [str(i) for i in range(backbone.num_classes)]
@@ -195,6 +208,10 @@ def _rows(
                 rows[index] = dict(zip(prediction_columns(k), cells, strict=True))
                 if "features" in schema.names:
                     rows[index]["features"] = found[i]
+            if explain is not None:
+                labels = torch.tensor([classes[0] for classes, _ in top], device=where)
+                files = [explain / f"{Path(images.image_name(i)).stem}_{images.rows[i]:06d}.png" for i in batch.indices]
+                _explain(backbone, ready, labels, files)
         ordered = [{"file": images.image_name(index), **rows[index]} for index in sorted(rows)]
         yield pa.RecordBatch.from_pylist(ordered, schema=schema)
 
@@ -208,6 +225,19 @@ def _classify(backbone: Backbone, images: Tensor, k: int, tta: bool) -> tuple[li
     top = probabilities.topk(k)
     features = torch.stack(pre_logits).float().mean(0).cpu().numpy()
     return list(zip(top.indices.tolist(), top.values.tolist(), strict=True)), features
+
+
+def _explain(backbone: Backbone, images: Tensor, classes: Tensor, files: list[Path]) -> None:
+    """Save each image, as the backbone sees it, beside itself with the evidence for a class over it."""
+    from mixer_finetune.publish.explain import evidence, overlay
+
+    heats = evidence(backbone, images, classes).cpu().numpy()
+    for pixels, heat, file in zip(denormalize(images, backbone.preprocessing).cpu(), heats, files, strict=True):
+        image = to_pil_image(pixels)
+        pair = Image.new("RGB", (2 * image.width, image.height))
+        pair.paste(image, (0, 0))
+        pair.paste(overlay(image, heat), (image.width, 0))
+        write_atomically(file, lambda path, pair=pair: pair.save(path, "PNG"))  # type: ignore[misc]
 
 
 def _finish(part: Path, target: Path) -> list[str]:

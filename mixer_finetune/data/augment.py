@@ -176,6 +176,12 @@ def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (images.float() / 255 - _channels(preprocessing.mean, images)) / _channels(preprocessing.std, images)
 
 
+def denormalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Normalised images back to uint8, in their shape."""
+    mean, std = _channels(preprocessing.mean, images), _channels(preprocessing.std, images)
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def _erased(u: Tensor, probability: float, rows: int, columns: int) -> Tensor:
     """Which pixels random erasing (arXiv 1708.04896) blanks: (B, 1, rows, columns), from five uniform values an image."""
     area = (0.02 + (0.33 - 0.02) * u[:, 1]) * rows * columns

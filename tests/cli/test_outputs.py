@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from PIL import Image
 
 from mixer_finetune import load_backbone
 from mixer_finetune.publish.explain import evidence
@@ -154,7 +155,9 @@ def test_predict_writes_each_form_with_features_and_a_row_for_a_bad_image(run, c
     cli("predict", run, f"{folder}/*.png", "--output", "p.jsonl", "--features", "--top_k", 2, check=0)
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [line.get("label_1", "") for line in lines] == [row["label_1"] for row in rows] and len(lines[0]["features"]) == 96
-    cli("predict", run / "model", folder, "--output", "p.parquet", "--tta", "--features", check=0)
+    cli("predict", run / "model", folder, "--output", "p.parquet", "--tta", "--features", "--explain", "why", check=0)
+    pictures = sorted((tmp_path / "why").iterdir())
+    assert len(pictures) == 15 and Image.open(pictures[0]).size == (64, 32)
     table = pyarrow.parquet.read_table(tmp_path / "p.parquet")
     assert table.num_rows == 16 and table["error"].null_count == 15
     plain, mirrored = lines[0]["features"], table["features"][0].as_py()
