@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -21,7 +20,7 @@ from mixer_finetune.data.decode import BadImage, decode, to_tensor
 from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
-from mixer_finetune.publish import figures
+from mixer_finetune.publish import figures, page
 from mixer_finetune.publish.evaluation import ClassFigures, Evaluation, wilson
 from mixer_finetune.publish.explain import METHODS, evidence, overlay, patch_embeddings, token_units
 from mixer_finetune.publish.results import METRIC_NAMES, read_results
@@ -29,9 +28,8 @@ from mixer_finetune.runs import read_run_config, write_text
 
 MISTAKES = 12
 PAIRS, IMAGES_OF_A_PAIR = 5, 6
-UNITS, UNITS_A_ROW, UNIT_BLOCKS = 48, 12, 3
+UNITS, UNIT_BLOCKS = 48, 3
 WORST_CLASSES = 15
-THUMBNAIL = 160  # pixels
 
 
 def write_report(
@@ -54,9 +52,10 @@ def write_report(
     if method not in METHODS:
         raise UserError(f"--explain must be {' or '.join(METHODS)}, got '{method}'")
     config, results = read_run_config(run), read_results(run)
-    backbone = load_backbone(run / "model").eval()
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    backbone = load_backbone(run / "model").eval().to(device)
     sections = [_summary(results, backbone)]
-    sections.append(_section("Learning curves", _row(figures.learning_curves_svg(run / "metrics.csv"), "figure")))
+    sections.append(page.section("Learning curves", page.row(figures.learning_curves_svg(run / "metrics.csv"), "figure")))
     if results["metrics"]:
         evaluation = Evaluation.read(run / "predictions.csv", results["classes"])
         sections += _evaluation_sections(evaluation)
@@ -64,10 +63,10 @@ def write_report(
     sections.append(_weights_section(config, backbone))
     sections.append(_time_section(results))
     sections.append(_configuration_section(run, results))
-    page = Template((files("mixer_finetune.publish") / "report_template.html").read_text(encoding="utf-8"))
+    template = Template((files("mixer_finetune.publish") / "report_template.html").read_text(encoding="utf-8"))
     target = output or run / "report.html"
     title = f"{results['data']['source']}: {results['backbone']['source']}"
-    write_text(target, page.substitute(title=html.escape(title), body="\n".join(sections)))
+    write_text(target, template.substitute(title=html.escape(title), body="\n".join(sections)))
     return target
 
 
@@ -83,13 +82,15 @@ def _summary(results: dict[str, Any], backbone: Backbone) -> str:
     if results["metrics"]:
         cells.append((f"{results['samples']:,}", f"images of split <i>{html.escape(str(results['split']))}</i>"))
     cells.append((f"{len(results['classes']):,}", "classes"))
-    cells.append((_duration(results["seconds"]), f"of training, {results['steps']:,} steps"))
+    cells.append((page.duration(results["seconds"]), f"of training, {results['steps']:,} steps"))
     tiles = "".join(f'<div class="tile"><b>{value}</b>{label}</div>' for value, label in cells)
     (height, width), start = backbone.image_size, results["backbone"]
-    weights = "from scratch" if start["weights"] == "fresh" else f"fine-tuned from {_code(start['source'])}{_revision(start)}"
+    weights = (
+        "from scratch" if start["weights"] == "fresh" else f"fine-tuned from {page.code(start['source'])}{page.revision(start)}"
+    )
     about = (
-        f"<p>{_code(backbone.architecture)} at {height} x {width} px, {results['parameters']:,} parameters, {weights}, on "
-        f"{results['train_samples']:,} images of {_code(results['data']['source'])}{_revision(results['data'])}; "
+        f"<p>{page.code(backbone.architecture)} at {height} x {width} px, {results['parameters']:,} parameters, {weights}, on "
+        f"{results['train_samples']:,} images of {page.code(results['data']['source'])}{page.revision(results['data'])}; "
         f"{html.escape(results['device'])}.</p>"
     )
     return f'{about}<div class="tiles">{tiles}</div>'
@@ -99,12 +100,12 @@ def _evaluation_sections(evaluation: Evaluation) -> list[str]:
     points, error = evaluation.calibration()
     calibration = (
         f"<p>Of the answers given with a confidence, how many were right. Expected calibration error: "
-        f"<b>{error:.1%}</b> (10 bins).</p>" + _row([figures.reliability_svg(points)], "figure narrow")
+        f"<b>{error:.1%}</b> (10 bins).</p>" + page.row([figures.reliability_svg(points)], "figure narrow")
     )
     return [
-        _section("Confusion matrix", _confusion(evaluation)),
-        _section("Classes", _class_bars(evaluation.classes())),
-        _section("Calibration", calibration),
+        page.section("Confusion matrix", _confusion(evaluation)),
+        page.section("Classes", _class_bars(evaluation.classes())),
+        page.section("Calibration", calibration),
     ]
 
 
@@ -164,31 +165,31 @@ def _class_bars(classes: list[ClassFigures]) -> str:
 def _images_section(evaluation: Evaluation, backbone: Backbone, split: Split | None, problem: str, method: str) -> str:
     wrong = evaluation.mistakes()
     if not len(wrong):
-        return _section("Mistakes", "<p>None: every image of the split was classified rightly.</p>")
+        return page.section("Mistakes", "<p>None: every image of the split was classified rightly.</p>")
     if split is None:
-        return _section("Mistakes", f"<p>The images can't be shown: {html.escape(problem)}.</p>")
+        return page.section("Mistakes", f"<p>The images can't be shown: {html.escape(problem)}.</p>")
     names, cards = evaluation.names, []
     shown = wrong[:MISTAKES]
     for row, picture, heat in _seen(evaluation, backbone, split, shown, method):
         cards.append(
-            _card(
+            page.card(
                 [picture, heat],
                 f"<b>{html.escape(names[evaluation.labels[row]])}</b>, called {html.escape(names[evaluation.top[row, 0]])} "
                 f"({evaluation.probabilities[row, 0]:.0%})<br><small>{html.escape(Path(evaluation.files[row]).name)}</small>",
             )
         )
-    text = _section(
+    text = page.section(
         f"The {len(cards)} most confident mistakes",
-        f"<p>Beside each image, where the evidence for the answer lies ({method.replace('_', ' ')}).</p>{_row(cards, 'card')}",
+        f"<p>Beside each image, where the evidence for the answer lies ({method.replace('_', ' ')}).</p>{page.row(cards, 'card')}",
     )
     pairs = []
     for pair in evaluation.confusions(PAIRS):
         (rows,) = np.nonzero((evaluation.labels == pair.true) & (evaluation.top[:, 0] == pair.predicted))
         order = rows[np.argsort(-evaluation.probabilities[rows, 0], kind="stable")][:IMAGES_OF_A_PAIR]
-        pictures = [_img(image) for row in order if (image := _picture(split, evaluation, row)) is not None]
+        pictures = [page.img(image) for row in order if (image := _picture(split, evaluation, row)) is not None]
         label = f"{html.escape(names[pair.true])}, called {html.escape(names[pair.predicted])}: {pair.images:,}"
         pairs.append(f'<figure class="pair"><figcaption>{label}</figcaption>{"".join(pictures)}</figure>')
-    return text + _section("Most confused pairs", "".join(pairs))
+    return text + page.section("Most confused pairs", "".join(pairs))
 
 
 def _weights_section(config: dict[str, Any], backbone: Backbone) -> str:
@@ -201,19 +202,21 @@ def _weights_section(config: dict[str, Any], backbone: Backbone) -> str:
         order = np.argsort(-np.linalg.norm(after, axis=(1, 2)), kind="stable")[:UNITS]
         sheets = [("before", before_units[i][order])] if before_units else []
         sheets.append(("after", after[order]))
-        rows.append(_sheets(f"Token mixing, block {i + 1}", [(name, figures.signed_units(units)) for name, units in sheets]))
+        rows.append(
+            page.sheets(f"Token mixing, block {i + 1}", [(name, figures.signed_units(units)) for name, units in sheets])
+        )
     strength = np.square(patch_embeddings(backbone)).sum((1, 2, 3))
     order = np.argsort(-strength, kind="stable")[:UNITS]
     both = [("before", before), ("after", backbone)] if before is not None else [("after", backbone)]
     filters = [(name, figures.colour_units(patch_embeddings(model)[order])) for name, model in both]
-    rows.append(_sheets("Patch embedding", filters))
+    rows.append(page.sheets("Patch embedding", filters))
     note = (
         f"<p>The {UNITS} strongest units of the first map across tokens in the first blocks, as maps over the image (figure 5 "
         "of the Mixer paper; red above zero, blue below), and the strongest filters of the patch embedding (its figure 7).</p>"
     )
     if before is None:
         note += f"<p>What they were before can't be shown: {html.escape(problem)}.</p>"
-    return _section("What the weights look like", note + "".join(rows))
+    return page.section("What the weights look like", note + "".join(rows))
 
 
 def _time_section(results: dict[str, Any]) -> str:
@@ -225,17 +228,17 @@ def _time_section(results: dict[str, Any]) -> str:
     total = sum(parts.values()) or 1.0
     bar = "".join(f'<i class="part{i}" style="width:{value / total:.2%}"></i>' for i, value in enumerate(parts.values()))
     key = "".join(
-        f'<li><i class="part{i}"></i>{name.replace("_", " ")}: {_duration(value)} ({value / total:.0%})</li>'
+        f'<li><i class="part{i}"></i>{name.replace("_", " ")}: {page.duration(value)} ({value / total:.0%})</li>'
         for i, (name, value) in enumerate(parts.items())
     )
     text = f"<p>{time['images_per_second']:,.0f} training images/s on {html.escape(results['device'])}, validation aside.</p>"
-    return _section("Where the time went", f'{text}<div class="parts">{bar}</div><ul class="key">{key}</ul>')
+    return page.section("Where the time went", f'{text}<div class="parts">{bar}</div><ul class="key">{key}</ul>')
 
 
 def _configuration_section(run: Path, results: dict[str, Any]) -> str:
     config = html.escape((run / "config.yaml").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return _section(
+    return page.section(
         "Configuration",
         f"<p>{html.escape(versions)}</p><details><summary>config.yaml</summary><pre>{config}</pre></details>",
     )
@@ -279,9 +282,10 @@ def _seen(
     if not kept:
         return []
     images = normalize(torch.stack([to_tensor(crop) for crop in crops]), backbone.preprocessing)
-    heats = evidence(backbone, images, torch.from_numpy(evaluation.top[kept, 0]), method).numpy()
+    device = backbone.stem.proj.weight.device
+    heats = evidence(backbone, images.to(device), torch.from_numpy(evaluation.top[kept, 0]).to(device), method).cpu().numpy()
     return [
-        (row, _img(_thumbnail(crop)), _img(_thumbnail(overlay(crop, heat))))
+        (row, page.img(_thumbnail(crop)), page.img(_thumbnail(overlay(crop, heat))))
         for row, crop, heat in zip(kept, crops, heats, strict=True)
     ]
 
@@ -291,7 +295,7 @@ def _decoded(split: Split, evaluation: Evaluation, row: int, mode: str = "RGB") 
     if index[0] >= len(split):
         return None  # the data is no longer what it was
     try:
-        return decode(split.image_records(index)[0], evaluation.files[row], 2 * THUMBNAIL, mode)
+        return decode(split.image_records(index)[0], evaluation.files[row], 2 * page.THUMBNAIL, mode)
     except BadImage:
         return None
 
@@ -303,51 +307,5 @@ def _picture(split: Split, evaluation: Evaluation, row: int) -> Image.Image | No
 
 def _thumbnail(image: Image.Image) -> Image.Image:
     image = image.copy()
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((page.THUMBNAIL, page.THUMBNAIL))
     return image
-
-
-# HTML
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{content}</section>"
-
-
-def _row(items: Sequence[str], kind: str) -> str:
-    return '<div class="row">' + "".join(f'<div class="{kind}">{item}</div>' for item in items) + "</div>"
-
-
-def _card(pictures: list[str], caption: str) -> str:
-    return f"<figure>{''.join(pictures)}<figcaption>{caption}</figcaption></figure>"
-
-
-def _img(image: Image.Image | str) -> str:
-    if isinstance(image, str):
-        return image
-    small = max(image.size) < THUMBNAIL / 2
-    kind = ' class="small"' if small else ""
-    return f'<img{kind} src="{figures.data_uri(image, lossless=small)}" alt="">'
-
-
-def _sheets(title: str, sheets: list[tuple[str, np.ndarray]]) -> str:
-    pictures = "".join(
-        f'<figure><img class="sheet" src="{figures.data_uri(figures.mosaic(units, UNITS_A_ROW))}" alt="{title}, {name}">'
-        f"<figcaption>{name}</figcaption></figure>"
-        for name, units in sheets
-    )
-    return f'<h3>{html.escape(title)}</h3><div class="row">{pictures}</div>'
-
-
-def _code(text: str) -> str:
-    return f"<code>{html.escape(str(text))}</code>"
-
-
-def _revision(origin: dict[str, Any]) -> str:
-    return f" @ {_code(origin['revision'][:12])}" if origin.get("revision") else ""
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
