@@ -180,7 +180,8 @@ def _images_section(evaluation: Evaluation, backbone: Backbone, split: Split | N
         )
     text = page.section(
         f"The {len(cards)} most confident mistakes",
-        f"<p>Beside each image, where the evidence for the answer lies ({method.replace('_', ' ')}).</p>{page.row(cards, 'card')}",
+        f"<p>Beside each image, where the evidence for the answer lies ({method.replace('_', ' ')}).</p>"
+        + page.row(cards, "card"),
     )
     pairs = []
     for pair in evaluation.confusions(PAIRS):
