@@ -133,13 +133,13 @@ def _finish(run: Path, config: dict[str, Any], cli: Any, spent: dict[str, float]
         say(f"skipped {len(data.bad_images)} image(s) that can't be decoded: see results.json")
     say(f"trained in {spent['fit']:.0f} s; everything is in {run}")
     say(f"the report to look at: {report}")
-    if config["push"]:
-        say(push(run, config["push"]))
     say("next:")
     say(f"  mixer-finetune predict {run} FOLDER     classify images")
     say(f"  mixer-finetune push {run} user/name     share the model on the Hub")
     say(f"  mixer-finetune test {run}               evaluate again")
     say(f"  mixer-finetune fit --config {run}/config.yaml   repeat the run")
+    if config["push"]:  # last, so that a Hub that fails leaves the user with all of the above
+        say(push(run, config["push"]))
 
 
 def evaluate(config: dict[str, Any], role: str) -> int:

@@ -37,13 +37,14 @@ def is_repo_id(text: str) -> bool:
 
 
 @contextmanager
-def hub_errors(repo_id: str, kind: str, option: str) -> Iterator[None]:
+def hub_errors(repo_id: str, kind: str, option: str, *, writing: bool = False) -> Iterator[None]:
     """Talk to the Hub in this block: no request waits for ever, and a failure is one line that says what to change.
 
     Args:
         repo_id: `user/name`.
         kind: "model" or "data set", for the message.
         option: The option that named the repository.
+        writing: Whether the block is to write, which no cache can stand in for.
 
     Raises:
         UserError: Whenever the block fails to reach, find or be allowed to read the repository, or to write the cache.
@@ -65,7 +66,7 @@ def hub_errors(repo_id: str, kind: str, option: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise UserError(f"'{repo_id}' is not the id of a {kind} on the Hub: {first_line(error)}; change {option}") from error
     except Exception as error:
-        if explanation := _explanation(error, repo_id, kind, option):
+        if explanation := _explanation(error, repo_id, kind, option, writing):
             raise UserError(explanation) from error
         raise
     finally:
@@ -75,7 +76,7 @@ def hub_errors(repo_id: str, kind: str, option: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _explanation(error: BaseException, repo_id: str, kind: str, option: str) -> str | None:
+def _explanation(error: BaseException, repo_id: str, kind: str, option: str, writing: bool) -> str | None:
     """What to change, or None for an error that has nothing to do with the Hub or its cache."""
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import httpx
@@ -104,6 +105,8 @@ def _explanation(error: BaseException, repo_id: str, kind: str, option: str) -> 
     missed = (httpx.HTTPError, errors.EntryNotFoundError, errors.RevisionResolutionError, ConnectionError)
     if not any(isinstance(cause, missed) for cause in causes(error)) and not is_transient(error):
         return None
+    if writing:
+        return f"the Hub ({endpoint}) can't be reached to write {name} ({reason(error)}): try again later"
     if constants.HF_HUB_OFFLINE:
         return f"offline mode is on (HF_HUB_OFFLINE) and {name} is not in the cache; {elsewhere}"
     return f"the Hub ({endpoint}) can't be reached and {name} is not in the cache; {elsewhere} ({reason(error)})"

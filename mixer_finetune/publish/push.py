@@ -281,4 +281,4 @@ def _last_push(run: Path, repo_id: str, revision: str) -> str | None:
 
 
 def _pushing(repo_id: str) -> Any:
-    return hub_errors(repo_id, "model", "the name to push to")
+    return hub_errors(repo_id, "model", "the name to push to", writing=True)
