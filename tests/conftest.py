@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +19,13 @@ def environment(tmp_path_factory):
     home = tmp_path_factory.mktemp("hf_home")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MIXER_"))}
     return {**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random numbers in every run of a test, whichever tests ran before it."""
+    torch.manual_seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(autouse=True)
