@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
@@ -19,13 +18,47 @@ from mixer_finetune.progress import say
 from mixer_finetune.runs import write_atomically
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """`last.ckpt` inside an epoch, but not at its last batch: resumed from there, Lightning would leave validation out."""
+class LastCheckpoint(Checkpoint):
+    """`last.ckpt`: at the end of each epoch, and inside an epoch whenever it is due, between two steps.
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    Not at an epoch's last batch, from where Lightning would leave validation out when resumed, and not between the micro-batches
+    of a step, whose gradients no checkpoint holds.
+
+    Args:
+        path: Of the checkpoint.
+        every_n_steps: Steps from one to the next inside an epoch; None for `seconds`.
+        seconds: Time from one to the next, by the first process's clock. Only steps that log are asked, since they wait for the
+            device and the other processes anyway.
+    """
+
+    state_key = "LastCheckpoint"
+
+    def __init__(self, path: Path, every_n_steps: int | None = None, seconds: float = 60.0) -> None:
+        self.path, self.every_n_steps, self.seconds = path, every_n_steps, seconds
+        self._saved_at = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Start the clock."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save when it is due."""
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, *args)
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if self.every_n_steps:
+            due = trainer.global_step % self.every_n_steps == 0
+        else:
+            due = pl_module.logged and trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.seconds)
+        if due:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Save."""
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_at = time.monotonic()
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -38,6 +71,8 @@ class BestCheckpoint(ModelCheckpoint):
         samples: Of the dev split.
         dirpath: Folder of the checkpoints.
     """
+
+    state_key = "BestCheckpoint"  # Lightning's is made anew at each of a step's hooks, which takes longer than the hooks
 
     def __init__(self, samples: int, dirpath: Path) -> None:
         super().__init__(
@@ -52,6 +87,9 @@ class BestCheckpoint(ModelCheckpoint):
         # With one more right and one more wrong, so that a dev split that is all right has an error too.
         share = (self.highest * self.samples + 1) / (self.samples + 2)
         return float(current) >= self.highest - math.sqrt(share * (1 - share) / self.samples)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Nothing: dev accuracy is known after validation alone."""
 
     def state_dict(self) -> dict[str, Any]:
         """With the highest dev accuracy so far."""
@@ -85,13 +123,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def checkpoint_callbacks(run: Path, every_n_steps: int | None, dev_samples: int) -> list[Callback]:
     """`last.ckpt` inside and at the end of each epoch, and `best.ckpt` by dev accuracy."""
-    last: dict[str, Any] = {"dirpath": run / "checkpoints", "filename": "last", "enable_version_counter": False}
-    inside = {"every_n_train_steps": every_n_steps} if every_n_steps else {"train_time_interval": timedelta(minutes=1)}
-    callbacks: list[Callback] = [
-        LastCheckpoint(**last, **inside, save_on_train_epoch_end=False),
-        ModelCheckpoint(**last, every_n_epochs=1, save_on_train_epoch_end=True),
-    ]
-    return [BestCheckpoint(dev_samples, run / "checkpoints"), *callbacks] if dev_samples else callbacks
+    last = LastCheckpoint(run / "checkpoints" / "last.ckpt", every_n_steps)
+    return [BestCheckpoint(dev_samples, run / "checkpoints"), last] if dev_samples else [last]
 
 
 def resume_point(run: Path) -> Path:

@@ -172,6 +172,8 @@ def _build(config: dict[str, Any]) -> Any:
     trainer_options = dict(parts["trainer"])
     if trainer_options.get("plugins") is None:
         trainer_options["plugins"] = [{"class_path": "mixer_finetune.checkpoints.AtomicCheckpointIO"}]
+    if trainer_options.get("profiler") is None:
+        trainer_options["profiler"] = {"class_path": "mixer_finetune.progress.Unprofiled"}
     trainer_options.pop("logger", None)
     callbacks = trainer_options.pop("callbacks", None) or []
     parts["trainer"] = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,6 +25,16 @@ console = Console(highlight=False, soft_wrap=True)
 def say(text: str) -> None:
     """Print a line, on the first process only."""
     console.print(text, markup=False)
+
+
+class Unprofiled(PassThroughProfiler):
+    """No profile, for less: Lightning's own makes a generator at each of the fifty hooks of a step."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:
+        """Nothing to enter or leave."""
+        return self._nothing
 
 
 class RunProgress(ProgressBar):

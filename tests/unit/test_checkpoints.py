@@ -1,7 +1,9 @@
+import lightning.pytorch as pl
 import pytest
 import torch
 
-from mixer_finetune.checkpoints import BestCheckpoint
+from mixer_finetune import ImageDataModule, MixerClassifier
+from mixer_finetune.checkpoints import BestCheckpoint, LastCheckpoint
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,24 @@ def test_the_latest_weights_within_one_standard_error_of_the_highest_are_kept(ac
         restored.load_state_dict(callback.state_dict())  # as after an interruption
         callback = restored
     assert max(i for i, keep in enumerate(decisions) if keep) == kept
+
+
+@pytest.mark.parametrize(("options", "saved"), [({"seconds": 0.0}, [2, 4, 5]), ({"every_n_steps": 3}, [3, 5]), ({}, [5])])
+def test_the_last_checkpoint_is_saved_when_due_and_never_between_micro_batches(options, saved, tmp_path):
+    data = ImageDataModule("digits", batch_size=300, micro_batch_size=100, val_fraction=0.0)  # five steps of three micro-batches
+    model = MixerClassifier("mixer_nano_32", num_classes=10)
+    model.backbone.blocks = torch.nn.ModuleList()
+    places = []
+
+    class Noting(LastCheckpoint):
+        def _save(self, trainer):
+            places.append((trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.current.processed))
+            super()._save(trainer)
+
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, log_every_n_steps=2, callbacks=[Noting(tmp_path / "last.ckpt", **options)],
+    )  # fmt: skip
+    trainer.fit(model, data)
+    assert places == [(step, 3 * step) for step in saved]
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
