@@ -217,6 +217,11 @@ def _commit(
             )
             return made.oid, made.pr_url
         except Exception as error:
+            if re.search(r"404.*xet-write-token", str(error)):
+                raise UserError(
+                    f"the Hub ({access.api.endpoint}) has no xet storage: set HF_HUB_DISABLE_XET=1 to push to it; "
+                    f"{access.repo_id} is unchanged"
+                ) from error
             stale = any(isinstance(c, errors.HfHubHTTPError) and c.response.status_code == 412 for c in causes(error))
             if not stale and not is_transient(error):
                 raise

@@ -148,11 +148,34 @@ def test_a_commit_that_fails_in_passing_is_made_exactly_once(push, hub, fault):
     ("method", "path"),
     [("GET", "whoami"), ("POST", "repos/create"), ("GET", "/api/models/"), ("POST", "preupload"), ("PUT", "^/objects/")],
 )
-@pytest.mark.parametrize("fault", ["503", "drop"])
+@pytest.mark.parametrize("fault", ["503", "drop", "stall"])
 def test_a_failure_in_passing_anywhere_else_is_tried_again(push, hub, method, path, fault):
-    hub.faults.add(faults.status(503) if fault == "503" else faults.drop(), method=method, path=path, times=1)
-    push(check=0)
-    assert whole(remote(hub))
+    kinds = {"503": faults.status(503), "drop": faults.drop(), "stall": faults.stall(30)}
+    injected = hub.faults.add(kinds[fault], method=method, path=path, times=1)
+    push(check=0, HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert injected.count == 1 and whole(remote(hub))
+
+
+def test_a_commit_that_others_make_during_the_push_stays(push, hub):
+    repository = hub.add_repository("model", "someone/shapes", {})
+
+    def another_first(answer):
+        repository.commit({"notes.txt": b"theirs"})
+        return answer()
+
+    hub.faults.add(another_first, **ANY, times=1)
+    result = push(check=2)
+    assert "has moved on" in result.stderr and "--force" in result.stderr.splitlines()[-1]
+    assert set(repository.head.files) - OF_THE_HUB == {"notes.txt"}
+    assert "did not make" in push(check=2).stderr
+    push("--force", check=0)
+    assert SENT | {"notes.txt"} <= set(repository.head.files)
+
+
+def test_a_hub_without_xet_storage_is_named_with_the_way_round(push, hub):
+    result = push(check=2, HF_HUB_DISABLE_XET="0")
+    assert "no xet storage: set HF_HUB_DISABLE_XET=1" in result.stderr.splitlines()[-1]
+    assert len(hub.requested("GET", "xet-write-token")) == 1 and remote(hub).head.files.keys() <= OF_THE_HUB
 
 
 def test_a_hub_that_refuses_the_commit_for_good_stays_unchanged_and_a_second_try_succeeds(push, hub):
