@@ -21,8 +21,8 @@ from mixer_finetune.runs import write_atomically
 class LastCheckpoint(Checkpoint):
     """`last.ckpt`: at the end of each epoch, and inside an epoch whenever it is due, between two steps.
 
-    Not at an epoch's last batch, from where Lightning would leave validation out when resumed, and not between the micro-batches
-    of a step, whose gradients no checkpoint holds.
+    Not at an epoch's last batch, from where Lightning would leave validation out when resumed, and not between the
+    micro-batches of a step, whose gradients no checkpoint holds.
 
     Args:
         path: Of the checkpoint.
@@ -57,7 +57,7 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)  # with optimizer and callbacks
         self._saved_at = time.monotonic()
 
 

@@ -50,6 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        from mixer_finetune.runs import UNWRITABLE
+
+        if debug or error.errno not in UNWRITABLE:
+            raise
+        place = error.filename2 or error.filename or "a file"
+        print(f"error: {place} can't be written ({error.strerror}): free the disk, or choose another place", file=sys.stderr)
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -26,7 +26,7 @@ from mixer_finetune.publish.model_folder import save_model_folder
 from mixer_finetune.publish.push import check_access, push
 from mixer_finetune.publish.report import write_report
 from mixer_finetune.publish.results import collect_results, write_results
-from mixer_finetune.runs import new_run_folder, remove_empty_run_folder, write_text
+from mixer_finetune.runs import UNWRITABLE, new_run_folder, remove_empty_run_folder, write_text
 
 _RUN_KEYS = ("output_dir", "name", "weights", "push", "save_every_n_steps")
 
@@ -93,6 +93,9 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
                 remove_empty_run_folder(run)
             if isinstance(error, SystemExit) and run.is_dir():  # how Lightning ends an interrupted run
                 say(f"interrupted; go on with: mixer-finetune fit --resume {run}")
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                then = f"free the disk, then: mixer-finetune fit --resume {run}" if run.is_dir() else "change --output_dir"
+                raise UserError(f"the run folder {run} can't be written ({error.strerror}); {then}") from error
         raise
     return 0
 

@@ -9,25 +9,23 @@ line that says what to change.
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mixer_finetune.errors import UserError
 from mixer_finetune.hub_retry import DOWNLOAD_TIME_LIMIT, causes, first_line, is_transient, limit_wait, reason, retried
-from mixer_finetune.runs import write_atomically
+from mixer_finetune.runs import UNWRITABLE, write_atomically
 
 # A repository's weights, the first that is there.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# A full disk, or no right to write.
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +55,9 @@ def hub_errors(repo_id: str, kind: str, option: str, *, writing: bool = False) -
     try:
         for logger in quieted:
             logger.setLevel(logging.ERROR)
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Not enough free disk space")
+            yield
     except UserError:
         raise  # explained already
     except (httpx.LocalProtocolError, UnicodeEncodeError):
@@ -96,7 +96,7 @@ def _explanation(error: BaseException, repo_id: str, kind: str, option: str, wri
             return f"{name} lacks a file that is needed, {file}; change {option}"
         if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code in (401, 403):
             return f"the Hub ({endpoint}) refuses access to {name} ({cause.response.status_code}): check HF_TOKEN"
-        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
             return (
                 f"the cache {constants.HF_HOME} can't be written ({cause.strerror}): free it, or set HF_HOME to another folder"
             )

@@ -29,7 +29,7 @@ from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.errors import UserError
 from mixer_finetune.precision import use_fast_float32
 from mixer_finetune.publish.results import prediction_columns
-from mixer_finetune.runs import write_atomically
+from mixer_finetune.runs import UNWRITABLE, write_atomically
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -134,8 +134,11 @@ def predict(
                 file.write(rows.serialize())
                 file.flush()
         bad = _finish(part, target)
-    except PermissionError as error:
-        raise UserError(f"--output {target} can't be written ({error.strerror})") from error
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        kept = f": {part} keeps what is done, for --resume" if part.exists() else ""
+        raise UserError(f"--output {target} can't be written ({error.strerror}){kept}") from error
     print(f"wrote {len(images):,} rows to {target}" + (f", {len(bad)} of them images that can't be decoded" if bad else ""))
     for problem in bad[:10]:
         print(f"  {problem}")

@@ -9,6 +9,7 @@ Nothing here imports torch, so that commands which only look at runs start at on
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from typing import Any
 import yaml
 
 from mixer_finetune.errors import UserError
+
+# A full disk, or no right to write.
+UNWRITABLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR))
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

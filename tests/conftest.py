@@ -72,6 +72,21 @@ def photos(tmp_path_factory):
     return make_photos(tmp_path_factory.mktemp("photos"), {"blue": 16, "green": 16, "red": 16})
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of its own, and the function that makes room there: both in bytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size, *options):
+        return subprocess.run(["mount", *options, "-o", size, str(folder)], capture_output=True).returncode == 0
+
+    if not resize("size=64k", "-t", "tmpfs", "tmpfs"):
+        pytest.skip("mounting a file system takes rights that this user lacks")
+    yield folder, lambda size: resize(f"remount,size={size}")
+    subprocess.run(["umount", str(folder)], check=True)
+
+
 FIT = (
     "--trainer.max_epochs", "1", "--data.batch_size", "8", "--model.lr", "0.05", "--model.warmup_steps", "1",
     "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--output_dir", "runs", "--data.num_workers", "0",

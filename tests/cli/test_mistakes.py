@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from conftest import FIT as FIT_OPTIONS
 from conftest import make_photos
 
 FIT = ("fit", "--recipe", "digits")
@@ -150,3 +151,25 @@ def test_a_model_of_other_classes_is_not_tested_silently(cli, photos, tmp_path):
 def test_an_output_folder_without_permission_is_one_line(cli, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "can't be written" in one_line(cli(*FIT, "--output_dir", "locked"))
+
+
+def test_a_full_disk_is_one_line_and_what_was_done_is_gone_on_with(cli, photos, small_disk, tmp_path):
+    disk, make_room = small_disk
+    make_room(8_000_000)  # bytes: for one of the two checkpoints
+    options = ("--data.source", photos, "--model.backbone", "mixer_nano", *FIT_OPTIONS, "--output_dir", disk / "runs")
+    line = one_line(cli("fit", *options))
+    assert "can't be written (No space left on device)" in line and "--resume" in line
+    (run,) = (disk / "runs" / "custom").iterdir()
+    assert str(run) in line and [path.name for path in (run / "checkpoints").iterdir()] == ["best.ckpt"]
+    make_room(64_000_000)
+    cli("fit", "--resume", run, check=0)
+    for path in disk.rglob("*"):
+        if path.is_file() and path.name != "model.safetensors" and path.suffix != ".json":
+            path.unlink()
+    used = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file())
+    make_room(used + 8_192)
+    line = one_line(cli("predict", run / "model", *[photos] * 20, "--output", disk / "p.csv", "--batch_size", 64))
+    assert "No space left on device" in line and "for --resume" in line
+    make_room(64_000_000)
+    cli("predict", run / "model", *[photos] * 20, "--output", disk / "p.csv", "--resume", check=0)
+    assert len((disk / "p.csv").read_text().splitlines()) == 961

@@ -140,3 +140,12 @@ def test_tables_of_another_commit_are_never_taken_for_those_asked_for(load, hub,
     digits.commit({"README.md": b"another card"})
     stays(status(503), path=r"/api/datasets/")
     assert_one_line(load(data="someone/digits"), "can't be reached")
+
+
+def test_a_full_disk_is_one_line_and_a_second_try_succeeds(load, hub, nano, digits, small_disk):
+    cache, make_room = small_disk  # 64 KiB, less than either
+    for request in (("someone/nano", None), (None, "someone/digits")):
+        line = load(*request, HF_HOME=str(cache))
+        assert_one_line(line, f"the cache {cache} can't be written (No space left on device)")
+    make_room(32_000_000)
+    assert load("someone/nano", "someone/digits", HF_HOME=str(cache))["model"]["commit"] == nano.head.id
