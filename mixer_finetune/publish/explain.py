@@ -89,6 +89,33 @@ def token_units(backbone: Backbone) -> Iterator[NDArray[np.float32]]:
             yield linear.weight.detach().float().cpu().numpy().reshape(-1, rows, columns)
 
 
+def opposite_pairs(units: NDArray[np.float32]) -> NDArray[np.intp]:
+    """An order of units as in figure 5 of arXiv 2105.01601: from low to high frequency, each next to its opposite.
+
+    The frequency is the mean over a unit's power spectrum; a unit's opposite is, of those not shown yet, the one whose
+    correlation with it is the most negative.
+
+    Args:
+        units: (n, rows, columns).
+
+    Returns:
+        (n,) positions.
+    """
+    power = np.abs(np.fft.fft2(units - units.mean((1, 2), keepdims=True))) ** 2
+    rows, columns = (np.fft.fftfreq(side) for side in units.shape[1:])
+    frequency = (power * np.hypot(rows[:, None], columns)).sum((1, 2)) / np.maximum(power.sum((1, 2)), 1e-12)
+    flat = units.reshape(len(units), -1)
+    flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    correlation = flat @ flat.T
+    order: list[int] = []
+    waiting = list(np.argsort(frequency, kind="stable"))
+    while waiting:
+        order.append(first := waiting.pop(0))
+        if waiting:
+            order.append(waiting.pop(int(np.argmin(correlation[first, waiting]))))
+    return np.array(order, np.intp)
+
+
 def patch_embeddings(backbone: Backbone) -> NDArray[np.float32]:
     """The filters of the patch embedding, (C, c, P, P), as in figure 7 of arXiv 2105.01601."""
     return backbone.stem.proj.weight.detach().float().cpu().numpy()

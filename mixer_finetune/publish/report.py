@@ -22,7 +22,7 @@ from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
 from mixer_finetune.publish import figures, page
 from mixer_finetune.publish.evaluation import ClassFigures, Evaluation, wilson
-from mixer_finetune.publish.explain import METHODS, evidence, overlay, patch_embeddings, token_units
+from mixer_finetune.publish.explain import METHODS, evidence, opposite_pairs, overlay, patch_embeddings, token_units
 from mixer_finetune.publish.results import METRIC_NAMES, read_results
 from mixer_finetune.runs import read_run_config, write_text
 
@@ -200,7 +200,8 @@ def _weights_section(config: dict[str, Any], backbone: Backbone) -> str:
     before_units = list(token_units(before))[:UNIT_BLOCKS] if before is not None else []
     rows = []
     for i, after in enumerate(after_units):
-        order = np.argsort(-np.linalg.norm(after, axis=(1, 2)), kind="stable")[:UNITS]
+        strongest = np.argsort(-np.linalg.norm(after, axis=(1, 2)), kind="stable")[:UNITS]
+        order = strongest[opposite_pairs(after[strongest])]
         sheets = [("before", before_units[i][order])] if before_units else []
         sheets.append(("after", after[order]))
         rows.append(
@@ -212,8 +213,9 @@ def _weights_section(config: dict[str, Any], backbone: Backbone) -> str:
     filters = [(name, figures.colour_units(patch_embeddings(model)[order])) for name, model in both]
     rows.append(page.sheets("Patch embedding", filters))
     note = (
-        f"<p>The {UNITS} strongest units of the first map across tokens in the first blocks, as maps over the image (figure 5 "
-        "of the Mixer paper; red above zero, blue below), and the strongest filters of the patch embedding (its figure 7).</p>"
+        f"<p>The {UNITS} strongest units of the first map across tokens in the first blocks, as maps over the image, in pairs "
+        "of opposite phase from low to high frequency (figure 5 of the Mixer paper; red above zero, blue below), and the "
+        "strongest filters of the patch embedding (its figure 7).</p>"
     )
     if before is None:
         note += f"<p>What they were before can't be shown: {html.escape(problem)}.</p>"

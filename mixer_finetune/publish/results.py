@@ -71,7 +71,8 @@ def _device_name(trainer: Any) -> str:
     with suppress(OSError):  # only Linux says it there
         if found := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
             model = found[1]
-    return f"{model}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{device.type} ({model})"
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else f"{device.type} ({model})"
 
 
 def write_results(run: Path, results: dict[str, Any], model: Any, data: Any) -> None:

@@ -18,8 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import FIT
 from mixer_finetune import load_backbone
-from mixer_finetune.publish.explain import evidence
+from mixer_finetune.publish.explain import evidence, opposite_pairs
 
 
 @pytest.fixture
@@ -141,6 +142,29 @@ def test_integrated_gradients_find_the_pixels_that_decide(a_run):
         heat = evidence(backbone, images, torch.tensor([1]), method)
         assert heat.shape == (1, 64, 64) and 0 <= heat.min() and heat.max() == pytest.approx(1)
         assert heat[..., 48:].max() < 1e-6
+
+
+def test_units_are_shown_in_pairs_of_opposite_phase_from_low_to_high_frequency():
+    waves = [np.cos(np.pi * k * (np.arange(8) + 0.5) / 8)[:, None] * np.ones(8) for k in (1, 3, 6)]
+    units = np.array([waves[2], -waves[0], waves[1], -waves[2], waves[0], -waves[1]], np.float32)
+    order = opposite_pairs(units)
+    assert [set(order[i : i + 2].tolist()) for i in (0, 2, 4)] == [{1, 4}, {2, 5}, {0, 3}]
+
+
+def test_a_report_of_200_classes_is_light_and_shows_them_all(cli, tmp_path):
+    rng = np.random.default_rng(0)
+    for label in range(200):
+        folder = tmp_path / "many" / f"class {label:03d}"
+        folder.mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    cli("fit", "--data.source", tmp_path / "many", "--model.backbone", "mixer_nano", *FIT, "--data.batch_size", 128, check=0)
+    (run,) = (tmp_path / "runs" / "custom").iterdir()
+    text = (run / "report.html").read_text()
+    page = Page(text)
+    assert len(text) < 10e6 and page.tags.count("table") == 1 and page.tags.count("th") == 2 * 25
+    confusion = json.loads(re.search(r'id="confusion">(.*?)</script>', text)[1])
+    assert len(confusion["names"]) == 200 and sum(count for _, _, count in confusion["cells"]) == 200
 
 
 def test_predict_writes_each_form_with_features_and_a_row_for_a_bad_image(run, cli, photos, tmp_path):
