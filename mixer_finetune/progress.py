@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mixer_finetune.backbones.variants import tagged
 from mixer_finetune.runs import write_text
 
 console = Console(highlight=False, soft_wrap=True)
@@ -141,6 +142,9 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
         f"training   {trained:,} of {total:,} parameters, {steps:,} steps ({steps / plan.steps:.3g} epochs), {split}",
         f"device     {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, precision {trainer.precision}",
     ]
+    found = tagged(backbone.origin["source"])
+    if found and (warning := found[1].warning):
+        lines.insert(1, f"warning    {backbone.origin['source']}: {warning}")
     if precision_note and trainer.strategy.root_device.type == "cpu":
         lines[-1] += f", {precision_note}"
     if trainer.global_step:

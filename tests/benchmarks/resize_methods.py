@@ -9,10 +9,11 @@ and the backbone's head must be of the data's classes. Mean, and standard deviat
 
 import argparse
 import statistics
+from typing import Any
 
 import lightning.pytorch as pl
 
-from mixer_finetune import ImageDataModule, MixerClassifier, UserError
+from mixer_finetune import ImageDataModule, MixerClassifier, UserError, load_backbone
 from mixer_finetune.backbones.resize import METHODS
 from mixer_finetune.engine import _quiet
 from mixer_finetune.precision import use_fast_float32
@@ -23,7 +24,10 @@ def accuracies(options: argparse.Namespace, backbone: str, size: int | None, met
     data = ImageDataModule(
         options.source, batch_size=128, crop_area=(0.5, 1.0), crop_pct=1.0, num_workers=options.workers, seed=seed
     )
-    fresh = {"optimizer": "adamw", "lr": 0.002} if backbone == options.scratch else {"lr": options.lr}
+    fresh: dict[str, Any] = {"lr": options.lr}
+    if backbone == options.scratch:
+        patch_size = load_backbone(options.backbone).geometry.patch_size
+        fresh = {"optimizer": "adamw", "lr": 0.002, "patch_size": patch_size}
     model = MixerClassifier(
         backbone, label_names=data.label_names, num_classes=data.num_classes, image_size=size, resize=method,
         warmup_steps=options.steps // 10, seed=seed, **fresh,

@@ -177,3 +177,11 @@ def test_one_file_of_a_repository_and_a_repository_without_safetensors_load(load
         loaded = load(source)["model"]
         assert (loaded["commit"], loaded["weights"]) == (repository.head.id, expected)
     assert "lacks a file that is needed, new/nano.pth" in load("someone/pickled:new/nano.pth")
+
+
+def test_weights_whose_tag_misleads_come_with_a_warning(command, hub, nano):
+    name = "timm/mixer_b16_224.goog_in21k_ft_in1k"  # what it holds here is small
+    hub.add_repository("model", name, nano.head.files)
+    shown = command("fit", "--model.backbone", name, "--data.source", "digits", *TINY, check=0).stdout
+    assert f"warning    {name}: the tag says ImageNet-21k, but the accuracy matches" in shown
+    assert "warning" not in command("fit", "--model.backbone", "someone/nano", "--data.source", "digits", *TINY, check=0).stdout
