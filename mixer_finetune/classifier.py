@@ -107,8 +107,7 @@ class MixerClassifier(pl.LightningModule):
             self.backbone.head.requires_grad_(True)
         self.backbone.checkpoint_activations = checkpoint_activations
         if compile:
-            for block in self.backbone.blocks:
-                block.compile()  # keeps the parameters' names, and the blocks share one graph
+            self.backbone.compile_blocks()
 
         classes = self.backbone.num_classes
         if classes < 2:

@@ -191,11 +191,13 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--top_k", type=int, default=5, help="How many labels a row gives.")
     parser.add_argument("--batch_size", type=int, default=64, help="Images at once.")
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; the best one present when not given.")
+    parser.add_argument("--compile", type=bool, default=False, help="Compile the blocks first: for many images.")
+    parser.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed.")
     parser.add_argument("--features", type=bool, default=False, help="Add the pre-logits (embeddings); .jsonl or .parquet.")
     parser.add_argument("--tta", type=bool, default=False, help="Average over the image and its mirror image.")
     parser.add_argument("--explain", type=str | None, default=None, help="Folder for pictures of where the evidence lies.")
     parser.add_argument("--resume", type=bool, default=False, help="Go on with what an interrupted predict left.")
-    arguments = [f"{item}=true" if item in ("--features", "--tta", "--resume") else item for item in arguments]
+    arguments = [f"{item}=true" if item in ("--features", "--tta", "--resume", "--compile") else item for item in arguments]
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
         return 0

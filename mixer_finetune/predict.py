@@ -1,14 +1,10 @@
-"""predict: labels and probabilities of image files, or of a split of a data set, streamed to disk.
-
-Rows go to `<output>.part`, an Arrow stream that is whole up to its last batch whenever the process dies, and become CSV, JSON
-lines or parquet at the end; `resume` goes on behind the last whole batch.
-"""
+"""predict: labels and probabilities of image files, or of a split of a data set, streamed to disk."""
 
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from pyarrow import csv, parquet
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -29,10 +24,11 @@ from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.errors import UserError
 from mixer_finetune.precision import use_fast_float32
 from mixer_finetune.publish.results import prediction_columns
+from mixer_finetune.publish.rows import OUTPUT_SUFFIXES, begin_rows, finish_rows, row_schema
 from mixer_finetune.runs import UNWRITABLE, write_atomically
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class _Files:
@@ -82,6 +78,8 @@ def predict(
     resume: bool = False,
     batch_size: int = 64,
     device: str | None = None,
+    compile: bool = False,
+    precision: str = "32-true",
 ) -> int:
     """Classify images and write `output` with a row an image: file, top-k labels with probabilities, and what went wrong.
 
@@ -98,12 +96,16 @@ def predict(
         resume: Go on with what an interrupted predict left.
         batch_size: Images at once.
         device: Where to compute; the best one present when None.
+        compile: Compile the backbone's blocks with torch.compile first.
+        precision: "32-true", or "bf16-mixed", where probabilities differ by about a hundredth.
 
     Raises:
-        UserError: Something does not exist, or the output can't be written.
+        UserError: Something does not exist, can't be compiled, or the output can't be written.
     """
     if top_k < 1 or batch_size < 1:
         raise UserError(f"--top_k and --batch_size must be 1 or more, got {top_k} and {batch_size}")
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision must be {' or '.join(PRECISIONS)}, got '{precision}'")
     if source and inputs:
         raise UserError("give either files or --source, not both")
     target = Path(output).expanduser()
@@ -121,19 +123,21 @@ def predict(
     where = _device(device)
     if where.type == "cpu":
         use_fast_float32()
-    backbone.to(where)
+    if compile:
+        backbone.compile_blocks()
     k = min(top_k, backbone.num_classes)
-    schema = _schema(k, features)
+    classifier = _Classifier(backbone.to(where), where, k, tta, precision, pad_to=batch_size if compile else None)
+    schema = row_schema(k, features)
     part = target.with_name(target.name + ".part")
     try:
-        done = _begin(part, schema, images, resume)
+        done = begin_rows(part, schema, images, resume)
         rest = images.take(np.arange(done, len(images)), images.name)
         with open(part, "ab") as file:
             folder = Path(explain).expanduser() if explain else None
-            for rows in _rows(backbone, rest, where, batch_size, schema, k, tta, folder) if len(rest) else ():
+            for rows in _rows(classifier, rest, batch_size, schema, folder) if len(rest) else ():
                 file.write(rows.serialize())
                 file.flush()
-        bad = _finish(part, target)
+        bad = finish_rows(part, target)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
@@ -145,58 +149,11 @@ def predict(
     return 0
 
 
-def _schema(k: int, features: bool) -> pa.Schema:
-    columns = [(name, pa.string() if name.startswith("label") else pa.float32()) for name in prediction_columns(k)]
-    fields = [("file", pa.string()), *columns, ("error", pa.string())]
-    return pa.schema([*fields, ("features", pa.list_(pa.float32()))] if features else fields)
-
-
-def _begin(part: Path, schema: pa.Schema, images: Split, resume: bool) -> int:
-    """Make the stream ready to be appended to; returns how many images are in it already.
-
-    Raises:
-        UserError: There is no stream to go on with, or it is of other images or options.
-    """
-    head = schema.serialize().to_pybytes()
-    if not resume:
-        if part.exists() and part.stat().st_size > len(head):
-            raise UserError(f"{part} is what an interrupted predict left: go on with --resume, or remove it")
-        part.write_bytes(head)
-        return 0
-    if not part.is_file():
-        raise UserError(f"there is no {part} to go on with; leave out --resume")
-    names: list[str] = []
-    with open(part, "rb") as file:
-        try:
-            stream = pa.ipc.open_stream(file)
-            whole = file.tell()
-            same = stream.schema == schema
-            while True:
-                names += stream.read_next_batch().column("file").to_pylist()
-                whole = file.tell()
-        except (StopIteration, pa.ArrowInvalid, OSError):
-            pass  # the end, or a batch that was being written
-    if not names:
-        part.write_bytes(head)
-        return 0
-    if not same or len(names) > len(images) or any(images.image_name(i) != name for i, name in enumerate(names)):
-        raise UserError(f"{part} is of other images or options; remove it to begin anew")
-    with open(part, "rb+") as file:
-        file.truncate(whole)
-    return len(names)
-
-
 def _rows(
-    backbone: Backbone,
-    images: Split,
-    where: torch.device,
-    batch_size: int,
-    schema: pa.Schema,
-    k: int,
-    tta: bool,
-    explain: Path | None,
+    classifier: _Classifier, images: Split, batch_size: int, schema: pa.Schema, explain: Path | None
 ) -> Iterator[pa.RecordBatch]:
     """The rows of each batch, in the order of the images."""
+    backbone = classifier.backbone
     names = backbone.label_names or [str(i) for i in range(backbone.num_classes)]
     loader = batch_loader(
         batch_dataset(images, backbone.preprocessing), EvaluationSampler(len(images), batch_size), num_workers=None
@@ -204,30 +161,55 @@ def _rows(
     for batch in loader:
         rows: dict[int, dict[str, Any]] = {index: {"error": problem} for index, problem in batch.bad}
         if len(batch.indices):
-            ready = evaluation_images(batch._replace(images=batch.images.to(where)), backbone.preprocessing)
-            top, found = _classify(backbone, ready, k, tta)
+            ready = evaluation_images(batch._replace(images=batch.images.to(classifier.device)), backbone.preprocessing)
+            top, features = classifier(ready)
             for i, index in enumerate(batch.indices.tolist()):
                 cells = [cell for j, p in zip(*top[i], strict=True) for cell in (names[int(j)], p)]
-                rows[index] = dict(zip(prediction_columns(k), cells, strict=True))
+                rows[index] = dict(zip(prediction_columns(classifier.k), cells, strict=True))
                 if "features" in schema.names:
-                    rows[index]["features"] = found[i]
+                    rows[index]["features"] = features[i]
             if explain is not None:
-                labels = torch.tensor([classes[0] for classes, _ in top], device=where)
+                labels = torch.tensor([classes[0] for classes, _ in top], device=classifier.device)
                 files = [explain / f"{Path(images.image_name(i)).stem}_{images.rows[i]:06d}.png" for i in batch.indices]
                 _explain(backbone, ready, labels, files)
         ordered = [{"file": images.image_name(index), **rows[index]} for index in sorted(rows)]
         yield pa.RecordBatch.from_pylist(ordered, schema=schema)
 
 
-@torch.inference_mode()
-def _classify(backbone: Backbone, images: Tensor, k: int, tta: bool) -> tuple[list[tuple[list[int], list[float]]], np.ndarray]:
-    """The k most probable classes and their probabilities, an image each, and the pre-logits (b, C)."""
-    views = [images, images.flip(-1)] if tta else [images]
-    pre_logits = [backbone.forward_pre_logits(view) for view in views]
-    probabilities = torch.stack([backbone.head(view).float().softmax(-1) for view in pre_logits]).mean(0)  # (b, classes)
-    top = probabilities.topk(k)
-    features = torch.stack(pre_logits).float().mean(0).cpu().numpy()
-    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True)), features
+@dataclass(frozen=True)
+class _Classifier:
+    """A backbone that answers in labels.
+
+    Attributes:
+        backbone: In evaluation mode, on the device.
+        device: Where it computes.
+        k: Labels an image.
+        tta: Whether to average over the image and its mirror image.
+        precision: One of PRECISIONS.
+        pad_to: Images of every batch, where the backbone is compiled, so that a smaller last one is not compiled for anew.
+    """
+
+    backbone: Backbone
+    device: torch.device
+    k: int
+    tta: bool
+    precision: str
+    pad_to: int | None
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> tuple[list[tuple[list[int], list[float]]], np.ndarray]:
+        """The k most probable classes and their probabilities, an image each, and the pre-logits (b, C)."""
+        count = len(images)
+        if self.pad_to:
+            images = torch.cat([images, images.new_zeros(self.pad_to - count, *images.shape[1:])])
+        views = [images, images.flip(-1)] if self.tta else [images]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            pre_logits = [self.backbone.forward_pre_logits(view) for view in views]
+            logits = [self.backbone.head(view) for view in pre_logits]
+        probabilities = torch.stack([view.float().softmax(-1) for view in logits]).mean(0)[:count]  # (b, classes)
+        top = probabilities.topk(self.k)
+        features = torch.stack(pre_logits).float().mean(0)[:count].cpu().numpy()
+        return list(zip(top.indices.tolist(), top.values.tolist(), strict=True)), features
 
 
 def _explain(backbone: Backbone, images: Tensor, classes: Tensor, files: list[Path]) -> None:
@@ -241,36 +223,6 @@ def _explain(backbone: Backbone, images: Tensor, classes: Tensor, files: list[Pa
         pair.paste(image, (0, 0))
         pair.paste(overlay(image, heat), (image.width, 0))
         write_atomically(file, lambda path, pair=pair: pair.save(path, "PNG"))  # type: ignore[misc]
-
-
-def _finish(part: Path, target: Path) -> list[str]:
-    """Turn the stream into the output, whole or not at all; returns what went wrong with images."""
-    problems: list[str] = []
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        with open(part, "rb") as file:
-            for batch in pa.ipc.open_stream(file):
-                problems.extend(problem for problem in batch.column("error").to_pylist() if problem)
-                yield batch
-
-    def write(path: Path) -> None:
-        with open(part, "rb") as file:
-            schema = pa.ipc.open_stream(file).schema
-        if target.suffix == ".jsonl":
-            with open(path, "w", encoding="utf-8") as lines:
-                for batch in batches():
-                    for row in batch.to_pylist():
-                        filled = {name: value for name, value in row.items() if value is not None}
-                        lines.write(json.dumps(filled, ensure_ascii=False) + "\n")
-            return
-        kind: Any = csv.CSVWriter if target.suffix == ".csv" else parquet.ParquetWriter
-        with kind(str(path), schema) as writer:
-            for batch in batches():
-                writer.write_batch(batch)
-
-    write_atomically(target, write)
-    part.unlink()
-    return problems
 
 
 def _file_split(files: list[Path]) -> Split:

@@ -9,6 +9,8 @@ Shapes: B batch, N tokens in raster order, C channels, P patch side, H x W pixel
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +128,18 @@ class Backbone(nn.Module):
         if not self.head.weight.is_meta:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
+
+    def compile_blocks(self) -> None:
+        """Have torch.compile make one graph that all blocks share; parameters keep their names.
+
+        Raises:
+            UserError: There is no compiler that it could use.
+        """
+        compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
+        if not any(map(shutil.which, compilers)):
+            raise UserError("--compile (of fit: --model.compile) needs a C++ compiler such as g++: install it or leave it out")
+        for block in self.blocks:
+            block.compile()
 
     @torch.no_grad()
     def reset_parameters(self, seed: int = 0) -> None:

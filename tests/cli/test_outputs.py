@@ -189,9 +189,20 @@ def test_predict_writes_each_form_with_features_and_a_row_for_a_bad_image(run, c
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_predict_compiled_and_in_bf16_gives_the_same_answers(run, cli, photos, tmp_path):
+    cli("predict", run, photos, "--output", "plain.csv", check=0)
+    cli("predict", run, photos, "--output", "fast.csv", "--compile", "--precision", "bf16-mixed", "--batch_size", 32, check=0)
+    plain, fast = (list(csv.DictReader((tmp_path / name).open(newline=""))) for name in ("plain.csv", "fast.csv"))
+    assert len(plain) == len(fast) == 48  # of which the second batch is half full
+    for one, other in zip(plain, fast, strict=True):
+        assert one["file"] == other["file"] and one["label_1"] == other["label_1"]
+        assert float(one["probability_1"]) == pytest.approx(float(other["probability_1"]), abs=0.03)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["--precision", "fp8"], "--precision must be 32-true or bf16-mixed"),
         (["--output", "p.xlsx"], "must end in .csv, .jsonl, .parquet"),
         (["--features"], "--features needs"),
         (["--resume"], "leave out --resume"),
