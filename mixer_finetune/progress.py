@@ -158,6 +158,7 @@ def _size(backbone: Any) -> str:
     text = f"{height} x {width} px in {rows} x {columns} patches of {patch}"
     if resized := backbone.origin.get("resized"):
         text += f", resized from {resized['from'][0]} x {resized['from'][1]} by {resized['method']}"
+        text += f" (auto: {resized['why']})" if "why" in resized else ""
     return text
 
 

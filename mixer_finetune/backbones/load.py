@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixer_finetune.backbones.formats import OWN_KEY, implied_config, read_weights
 from mixer_finetune.backbones.preprocessing import Preprocessing, as_pair
-from mixer_finetune.backbones.resize import plan_resize, resize_weights
+from mixer_finetune.backbones.resize import AUTO_REASONS, plan_resize, resize_weights
 from mixer_finetune.backbones.trunk import Backbone
 from mixer_finetune.backbones.variants import VARIANTS, Geometry, get_variant
 from mixer_finetune.errors import UserError
@@ -92,7 +92,9 @@ def load_backbone(
     if license := config.get("pretrained_cfg", config).get("license"):
         model.origin["license"] = license
     if geometry != stated.geometry:
-        model.origin["resized"] = {"from": list(stated.geometry.image_size), "to": list(geometry.image_size), "method": method}
+        sizes = {"from": list(stated.geometry.image_size), "to": list(geometry.image_size)}
+        why = {"why": AUTO_REASONS[method]} if resize == "auto" and method in AUTO_REASONS else {}
+        model.origin["resized"] = {**sizes, "method": method, **why}
     if num_classes in (None, stated.num_classes):
         model.label_names = _label_names(config, stated.num_classes)
     else:

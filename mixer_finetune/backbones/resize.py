@@ -189,9 +189,14 @@ def plan_resize(
     return new, method
 
 
-# What `auto` comes to where the grid changes: it works at every size, and more tokens can show more detail, which keeping
-# their number (`patch`) can't. Measured so far: accuracy right after resizing, tests/benchmarks/resize_methods.py.
+# What `auto` comes to where the grid changes.
 AUTO = "interpolate"
+# Why it came to a method, for the user; measured by tests/benchmarks/resize_methods.py, whose tables the README shows.
+AUTO_REASONS = {
+    "interpolate": "it takes every size, and none was better after fine-tuning",
+    "features": "the weights were fine-tuned with it",
+    "patch": "the number of tokens stays",
+}
 
 
 def _factors(old: Grid, new: Grid) -> Grid:

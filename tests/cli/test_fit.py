@@ -240,7 +240,7 @@ def test_predict_classifies_files_and_folders_and_names_what_is_not_there(cli, d
 def test_a_backbone_is_fine_tuned_and_evaluated_at_other_resolutions(cli, photos, tmp_path):
     options = ("--model.backbone", "mixer_nano", "--trainer.max_epochs", 1, "--trainer.accelerator", "cpu")
     shown = cli("fit", "--data.source", photos, *options, "--model.image_size", "[48,40]", "--model.in_chans", 1, check=0)
-    assert "48 x 40 px in 12 x 10 patches of 4, resized from 32 x 32 by interpolate" in shown.stdout
+    assert "48 x 40 px in 12 x 10 patches of 4, resized from 32 x 32 by interpolate (auto: it takes every size" in shown.stdout
     run = run_folder(tmp_path, "custom")
     config = json.loads((run / "model" / "config.json").read_text())
     assert config["model_args"] == {"img_size": [48, 40], "in_chans": 1}

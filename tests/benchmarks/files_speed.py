@@ -1,0 +1,65 @@
+"""Loading and saving Mixer-B/16: a model folder against timm's build and against a Lightning checkpoint with AdamW's states.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/files_speed.py [--rounds 5]
+
+Medians of wall-clock time, the contenders in turns; files are in the page cache, and what is written is flushed to disk.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+import timm
+import torch
+import torch.nn.functional as F
+
+from mixer_finetune import MixerClassifier, load_backbone, save_model_folder
+from mixer_finetune.checkpoints import AtomicCheckpointIO
+
+NAME = "mixer_b16_224"
+
+
+def checkpoint() -> dict:
+    """What a Lightning checkpoint holds after a step of AdamW."""
+    model = MixerClassifier(NAME, num_classes=10)
+    optimizer = torch.optim.AdamW(model.parameters())
+    F.cross_entropy(model(torch.randn(1, 3, 224, 224)), torch.zeros(1, dtype=torch.long)).backward()
+    optimizer.step()
+    version = {"pytorch-lightning_version": pl.__version__, "epoch": 0, "global_step": 1}
+    return {**version, "state_dict": model.state_dict(), "optimizer_states": [optimizer.state_dict()]}
+
+
+def main() -> None:
+    """Print both comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as name:
+        folder, content = Path(name), checkpoint()
+        backbone = load_backbone(NAME, num_classes=10)
+        runs: dict[str, Callable[[], object]] = {
+            "save folder": lambda: save_model_folder(folder / "model", backbone, None),
+            "save checkpoint": lambda: AtomicCheckpointIO().save_checkpoint(content, folder / "last.ckpt"),
+            "load": lambda: load_backbone(folder / "model"),
+            "timm": lambda: timm.create_model(NAME, num_classes=10),
+        }
+        times: dict[str, list[float]] = {key: [] for key in runs}
+        for i in range(rounds + 1):
+            for key, run in runs.items():
+                begin = time.perf_counter()
+                run()
+                if i:  # the first round warms up
+                    times[key].append(time.perf_counter() - begin)
+        size = (folder / "model" / "model.safetensors").stat().st_size / (folder / "last.ckpt").stat().st_size
+    median = {key: statistics.median(values) for key, values in times.items()}
+    print(f"a folder's build and load take {median['load'] / median['timm']:.2f} of timm's build")
+    ratio = median["save checkpoint"] / median["save folder"]
+    print(f"a folder is saved {ratio:.1f} times as fast as a checkpoint, and has {size:.2f} of its bytes")
+
+
+if __name__ == "__main__":
+    main()
