@@ -21,8 +21,8 @@ from mixer_finetune.runs import write_atomically
 class LastCheckpoint(Checkpoint):
     """`last.ckpt`: at the end of each epoch, and inside an epoch whenever it is due, between two steps.
 
-    Not at an epoch's last batch, from where Lightning would leave validation out when resumed, and not between the
-    micro-batches of a step, whose gradients no checkpoint holds.
+    Not where validation is due next, which Lightning would leave out when it resumes there, and not between the micro-batches
+    of a step, whose gradients no checkpoint holds.
 
     Args:
         path: Of the checkpoint.
@@ -37,6 +37,10 @@ class LastCheckpoint(Checkpoint):
         self.path, self.every_n_steps, self.seconds = path, every_n_steps, seconds
         self._saved_at = 0.0
 
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Take the first process's path: the others have not made the run folder."""
+        self.path = Path(trainer.strategy.broadcast(str(self.path)))
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the clock."""
         self._saved_at = time.monotonic()
@@ -45,11 +49,13 @@ class LastCheckpoint(Checkpoint):
         """Save when it is due."""
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        if isinstance(trainer.val_check_batch, int) and (batch_idx + 1) % trainer.val_check_batch == 0:
+            return
         if self.every_n_steps:
             due = trainer.global_step % self.every_n_steps == 0
         else:
             due = pl_module.logged and trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.seconds)
-        if due:
+        if due and not pl_module.diverged:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

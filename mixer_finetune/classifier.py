@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,15 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import CatMetric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-)
+from torchmetrics.classification import MulticlassAccuracy
 
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.data.batches import Batch
 from mixer_finetune.errors import UserError
+from mixer_finetune.metrics import MacroF1
 from mixer_finetune.publish.model_folder import model_config
 from mixer_finetune.transfer.optimization import build_optimizer, drop_path_factors, warmup_cosine
 
@@ -83,6 +81,10 @@ class MixerClassifier(pl.LightningModule):
         for name, value in (("drop_path", drop_path), ("label_smoothing", label_smoothing)):
             if not 0 <= value < 1:
                 raise UserError(f"--model.{name} must be at least 0 and below 1, got {value}")
+        if not 0 <= momentum < 1:
+            raise UserError(f"--model.momentum must be at least 0 and below 1, got {momentum}")
+        if label_names is not None and num_classes not in (None, len(label_names)):
+            raise UserError(f"num_classes is {num_classes}, but label_names names {len(label_names)}")
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("warmup_steps", warmup_steps)):
             if not 0 <= value < float("inf"):
                 raise UserError(f"--model.{name} must be 0 or more, got {value}")
@@ -92,7 +94,7 @@ class MixerClassifier(pl.LightningModule):
 
         self.backbone = load_backbone(
             backbone,
-            num_classes=num_classes,
+            num_classes=num_classes if label_names is None else len(label_names),
             image_size=image_size,
             patch_size=patch_size,
             in_chans=in_chans,
@@ -116,15 +118,14 @@ class MixerClassifier(pl.LightningModule):
             {
                 "accuracy": MulticlassAccuracy(classes, average="micro"),
                 "top5_accuracy": MulticlassAccuracy(classes, average="micro", top_k=min(TOP_K, classes)),
-                "macro_f1": MulticlassF1Score(classes, average="macro"),
+                "macro_f1": MacroF1(classes),
             },
             compute_groups=False,
         )
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
-        self.confusion = MulticlassConfusionMatrix(classes)
-        # One row an image: its index, its label, its top classes, their probabilities.
-        self.predictions = CatMetric()
-        self.test_tables: dict[str, Tensor] = {}
+        # One row an image: its index, its label, its top classes, their probabilities (which may be NaN).
+        self.predictions = CatMetric(nan_strategy="disable")
+        self.test_table: Tensor | None = None
         self._window = _Window()
         # Whether the last training step logged, for callbacks.
         self.logged = False
@@ -179,10 +180,30 @@ class MixerClassifier(pl.LightningModule):
         """Whether this micro-batch ends a step that logs: each `log_every_n_steps`-th, the last of an epoch and of the run."""
         trainer, step = self.trainer, self.global_step + 1
         ends_step = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        return ends_step and (trainer.is_last_batch or step % trainer.log_every_n_steps == 0 or step == trainer.max_steps)
+        every = trainer.log_every_n_steps
+        return ends_step and (trainer.is_last_batch or (every and step % every == 0) or step == trainer.max_steps)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the step has logged a loss that is no number any more; the same on all devices."""
+        return self.logged and not math.isfinite(float(self.trainer.callback_metrics["train/loss"]))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Stop a run that has diverged.
+
+        Raises:
+            UserError: It has.
+        """
+        if self.diverged:
+            raise UserError(
+                f"the loss is not finite at step {self.global_step}: lower --model.lr ({self.optimizer_options['lr']:g}) or "
+                "raise --model.warmup_steps"
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the dev metrics."""
+        if not len(batch.labels):  # none of its images could be decoded
+            return
         self.val_metrics.update(self(batch.images).float(), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
@@ -191,24 +212,22 @@ class MixerClassifier(pl.LightningModule):
         self.val_metrics.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the test metrics, the confusion matrix and the table of predictions."""
+        """Update the test metrics and the table of predictions."""
+        if not len(batch.labels):
+            return
         logits = self(batch.images).float()  # (b, classes)
         self.test_metrics.update(logits, batch.labels)
-        self.confusion.update(logits, batch.labels)
         top = logits.softmax(-1).topk(min(TOP_K, logits.shape[-1]))
         index = torch.from_numpy(batch.indices).to(logits.device)
         row = [index[:, None], batch.labels[:, None], top.indices, top.values]
         self.predictions.update(torch.cat([part.float() for part in row], dim=1))
 
     def on_test_epoch_end(self) -> None:
-        """Log the test metrics and keep confusion matrix and predictions, over the whole split and all devices."""
+        """Log the test metrics and keep the predictions, over the whole split and all devices."""
         self.log_dict(self.test_metrics.compute())
-        self.test_tables = {
-            "confusion": self.confusion.compute().cpu(),
-            "predictions": self.predictions.compute().cpu(),
-        }
-        for metric in (self.test_metrics, self.confusion, self.predictions):
-            metric.reset()
+        self.test_table = self.predictions.compute().cpu()
+        self.test_metrics.reset()
+        self.predictions.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and warm-up and cosine decay by steps."""

@@ -50,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
     except OSError as error:
         from mixer_finetune.runs import UNWRITABLE
 
@@ -125,8 +128,12 @@ def _merged(command: str, arguments: list[str], run: Path | None = None) -> tupl
     files = [find_recipe(name) for name in recipe_names] + [Path(name).expanduser() for name in configs]
     merge(parser, ([run / "config.yaml"] if run else []) + files)
     config = parse(parser, arguments)
+    if config["name"] and Path(config["name"]).name != config["name"]:
+        raise UserError(f"--name is one folder's name inside --output_dir, got '{config['name']}'")
     config["name"] = config["name"] or "-".join(Path(name).stem for name in recipe_names) or "custom"
     if config["data"]["source"] is None and not print_config:
+        if recipe_names or configs:
+            raise UserError(f"{' and '.join(recipe_names + configs)} names no data: give --data.source FOLDER, or a Hub id")
         raise UserError("no data: give --recipe (see: mixer-finetune recipes) or --data.source")
     return config, print_config
 
@@ -162,13 +169,18 @@ def _evaluate(command: str, arguments: list[str]) -> int:
     if positional or ckpt_paths:
         if checkpoint is None:
             run, checkpoint = run_of(target)
-    config, _ = _merged(command, rest, run)
+    config, print_config = _merged(command, rest, run)
     config["model"]["backbone"] = str(checkpoint or run)
     # What shaped the run's backbone is done; what is typed now asks for another shape.
     typed = {item.partition("=")[0] for item in rest}
     for key, value in {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}.items():
         if f"--model.{key}" not in typed:
             config["model"][key] = value
+    if print_config:
+        from mixer_finetune.options import as_yaml
+
+        print(as_yaml(config), end="")
+        return 0
     from mixer_finetune.engine import evaluate
 
     return evaluate(config, "val" if command == "validate" else "test")

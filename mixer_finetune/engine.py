@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import warnings
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mixer_finetune.checkpoints import checkpoint_callbacks, resume_point
 from mixer_finetune.classifier import MixerClassifier
 from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.errors import UserError
-from mixer_finetune.options import as_yaml
+from mixer_finetune.options import as_yaml, known_options, plain_error, run_parser
 from mixer_finetune.precision import use_fast_float32
 from mixer_finetune.progress import MetricsFile, RunProgress, say
 from mixer_finetune.publish.card import model_card
@@ -65,11 +66,13 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
         )
     if config["push"] and trainer.is_global_zero:
         check_access(config["push"])
+    if resume and (resume / "results.json").is_file() and load_checkpoint(checkpoint)["global_step"] >= data.total_steps:
+        say(f"{resume} is finished; to train on, raise --trainer.max_epochs or --trainer.max_steps")
+        return 0
     run = resume or new_run_folder(config["output_dir"], config["name"], create=trainer.is_global_zero)
     try:
         if trainer.is_global_zero:
-            # Repeating a run does not push it again.
-            write_text(run / "config.yaml", as_yaml({**config, "push": None}))
+            write_text(run / "config.yaml", as_yaml(_repeatable(config, model, data)))
         trainer.callbacks.append(MetricsFile(run / "metrics.csv"))
         if config["trainer"]["logger"] in (None, True):
             trainer.logger = TensorBoardLogger(run / "tensorboard", name="", version="", default_hp_metric=False)
@@ -77,14 +80,16 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
         started = time.perf_counter()
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         seconds = time.perf_counter() - started
+        run = Path(trainer.strategy.broadcast(str(run)))  # the first process made it
         if config["weights"] == "best":
-            model.load_state_dict(load_checkpoint(run / "checkpoints" / "best.ckpt")["state_dict"])
+            _take_best(model, run)
         # A resumed run's clocks count from where it was resumed.
         spent = {"fit": seconds, **_clocks(trainer, data)}
         if data.evaluation_role is not None:
             started = time.perf_counter()
             trainer.test(model, data, verbose=False)
             spent["test"] = time.perf_counter() - started
+        data.gather_bad_images()
         if trainer.is_global_zero:
             _finish(run, config, cli, spent)
     except BaseException as error:
@@ -98,6 +103,22 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
                 raise UserError(f"the run folder {run} can't be written ({error.strerror}); {then}") from error
         raise
     return 0
+
+
+def _repeatable(config: dict[str, Any], model: MixerClassifier, data: ImageDataModule) -> dict[str, Any]:
+    """The configuration that gives this very run again: with the commits that it used, and without pushing it once more."""
+    revisions = {"model": model.backbone.origin.get("revision"), "data": data.revision}
+    pinned = {group: {**config[group], "revision": commit or config[group]["revision"]} for group, commit in revisions.items()}
+    return {**config, **pinned, "push": None}
+
+
+def _take_best(model: MixerClassifier, run: Path) -> None:
+    """Put the weights of best.ckpt into the model."""
+    best = run / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        model.load_state_dict(load_checkpoint(best)["state_dict"])
+    else:
+        say("no validation took place, so the last weights stand for the best")
 
 
 def _clocks(trainer: pl.Trainer, data: ImageDataModule) -> dict[str, float]:
@@ -199,6 +220,8 @@ def _build(config: dict[str, Any]) -> Any:
         )
     except UserError:
         raise
+    except ArgumentError as error:
+        raise UserError(plain_error(error, known_options(run_parser("fit", "")))) from error
     except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(" ".join(str(error).split())[:500]) from error
     if asked_classes not in (None, cli.datamodule.num_classes):

@@ -193,6 +193,8 @@ def download_url(url: str) -> Path:
             f"{url} can't be reached ({reason(error)}); download it elsewhere and give --model.backbone the file"
         ) from error
     except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise UserError(f"{url} can't be had ({first_line(error)}); give --model.backbone a local file") from error
         raise UserError(f"the cache {folder} can't be written ({error.strerror}): free it, or set HF_HOME") from error
     return path
 

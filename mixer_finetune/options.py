@@ -177,7 +177,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return config
 
 
-def flatten(parser: ArgumentParser, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def flatten(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A nested configuration as (option, value) pairs; what is no option comes with the longest key that is asked for."""
     groups = {"model", "data", "trainer"}
     for key, value in config.items():
@@ -191,7 +191,7 @@ def config_errors(parser: ArgumentParser, config: dict[str, Any]) -> list[str]:
     """Everything that is wrong with a configuration: unknown options and values of the wrong type."""
     known = known_options(parser)
     errors = []
-    for key, value in flatten(parser, config):
+    for key, value in flatten(config):
         if key in ("model", "data", "trainer") and not isinstance(value, dict):
             errors.append(f"'{key}' must hold options, got {value!r}")
         elif key not in known:
@@ -200,7 +200,7 @@ def config_errors(parser: ArgumentParser, config: dict[str, Any]) -> list[str]:
             try:
                 parser.parse_object(_nested(key, value), defaults=False)
             except ArgumentError as error:
-                errors.append(_plain(error, known))
+                errors.append(plain_error(error, known))
     return errors
 
 
@@ -215,7 +215,7 @@ def merge(parser: ArgumentParser, files: list[Path]) -> None:
         if errors := config_errors(parser, config):
             more = f" (and {len(errors) - 1} more: mixer-finetune recipes validate {path})" if errors[1:] else ""
             raise UserError(f"{path}: {errors[0]}{more}")
-        parser.set_defaults(dict(flatten(parser, config)))
+        parser.set_defaults(dict(flatten(config)))
 
 
 def parse(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
     try:
         return parser.parse_args(arguments).as_dict()
     except ArgumentError as error:
-        raise UserError(_plain(error, known)) from error
+        raise UserError(plain_error(error, known)) from error
 
 
 def known_options(parser: ArgumentParser) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _plain(error: ArgumentError, known: dict[str, Any]) -> str:
+def plain_error(error: ArgumentError, known: dict[str, Any]) -> str:
     """Jsonargparse's message in one line, naming the option as it is typed."""
     text = " ".join(str(error).split())
     found = re.search(r'(?:Parser key |argument |[Kk]ey )"?(?:--)?([\w.]+)"?:? ?(.*)', text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,8 @@ def predict(
         backbone.compile_blocks()
     k = min(top_k, backbone.num_classes)
     classifier = _Classifier(backbone.to(where), where, k, tta, precision, pad_to=batch_size if compile else None)
-    schema = row_schema(k, features)
+    weights = b"".join(value.detach().cpu().numpy().tobytes() for value in backbone.head.state_dict().values())
+    schema = row_schema(k, features, f"{hashlib.sha256(weights).hexdigest()} {precision} tta={tta}")
     part = target.with_name(target.name + ".part")
     try:
         done = begin_rows(part, schema, images, resume)

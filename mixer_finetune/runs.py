@@ -1,8 +1,9 @@
 """Run folders: what a run leaves, each file whole or not at all.
 
     runs/<recipe>/<date-time>/
-        config.yaml  metrics.csv  results.json  predictions.csv  learning_curves.png  confusion_matrix.png
-        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors}
+        config.yaml  metrics.csv  results.json  predictions.csv  report.html  learning_curves.png  confusion_matrix.png
+        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,README.md}  tensorboard/
+        export/  push.json                                        (of the commands export and push)
 
 Nothing here imports torch, so that commands which only look at runs start at once.
 """
@@ -30,11 +31,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(descriptor)
+    os.umask(mask := os.umask(0))  # only so can it be read
     try:
         write(Path(name))
         with open(name, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, 0o666 & ~mask)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -21,7 +21,6 @@ from torch import Tensor
 from mixer_finetune.backbones.variants import VARIANTS, Geometry, Variant
 from mixer_finetune.errors import UserError
 
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
 OWN_KEY = "mixer_finetune"  # of config.json: what timm has no terms for
 
 # Names of the Mixer's Flax code (google-research/vision_transformer), and timm's.

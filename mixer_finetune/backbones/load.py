@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mixer_finetune.backbones.formats import OWN_KEY, implied_config, read_weights
+from mixer_finetune.backbones.mixer import GELU_FORMS
 from mixer_finetune.backbones.preprocessing import Preprocessing, as_pair
 from mixer_finetune.backbones.resize import AUTO_REASONS, plan_resize, resize_weights
 from mixer_finetune.backbones.trunk import Backbone
@@ -86,10 +87,9 @@ def load_backbone(
     model = _build_on_meta(stated.architecture, stated.num_classes, geometry, stated.activation)
     model.load_state_dict(weights, assign=True)
     model.requires_grad_(True)
-    preprocessing = Preprocessing.from_pretrained_cfg(config.get("pretrained_cfg", config), geometry.image_size)
-    model.preprocessing = preprocessing.with_channels(geometry.in_chans)
+    model.preprocessing = replace(stated.preprocessing, image_size=geometry.image_size).with_channels(geometry.in_chans)
     model.origin = {"source": source, "weights": "pretrained", "revision": commit}
-    if license := config.get("pretrained_cfg", config).get("license"):
+    if license := _parts(config)[0].get("license"):
         model.origin["license"] = license
     if geometry != stated.geometry:
         sizes = {"from": list(stated.geometry.image_size), "to": list(geometry.image_size)}
@@ -170,6 +170,12 @@ class _Stated:
     num_classes: int
     geometry: Geometry
     activation: str
+    preprocessing: Preprocessing
+
+
+def _parts(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Its pre-processing (at the root in old files), the arguments of the architecture, and what is ours."""
+    return config.get("pretrained_cfg") or config, config.get("model_args") or {}, config.get(OWN_KEY) or {}
 
 
 def _stated(config: dict[str, Any], source: str) -> _Stated:
@@ -177,7 +183,9 @@ def _stated(config: dict[str, Any], source: str) -> _Stated:
     if architecture not in VARIANTS:
         raise UserError(f"{source} is a '{architecture}', which is not supported; expected one of {', '.join(VARIANTS)}")
     variant = get_variant(architecture)
-    pretrained_cfg, arguments, own = config.get("pretrained_cfg", config), config.get("model_args", {}), config.get(OWN_KEY, {})
+    pretrained_cfg, arguments, own = _parts(config)
+    if (activation := str(own.get("activation", "gelu"))) not in GELU_FORMS:
+        raise UserError(f"the config.json of {source} has the activation '{activation}'; known are {', '.join(GELU_FORMS)}")
     try:
         channels, *sides = pretrained_cfg.get("input_size", [3, variant.image_size, variant.image_size])
         ratio = arguments.get("mlp_ratio")
@@ -190,13 +198,14 @@ def _stated(config: dict[str, Any], source: str) -> _Stated:
             tuple(grid) if grid else None,
         )
         num_classes = int(config.get("num_classes", pretrained_cfg.get("num_classes", 1000)))
-        return _Stated(architecture, num_classes, geometry, str(own.get("activation", "gelu")))
-    except (TypeError, ValueError, IndexError) as error:
+        prepared = Preprocessing.from_pretrained_cfg(pretrained_cfg, geometry.image_size)
+        return _Stated(architecture, num_classes, geometry, activation, prepared)
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"the config.json of {source} can't be understood: {error}") from error
 
 
 def _label_names(config: dict[str, Any], num_classes: int) -> list[str] | None:
-    names = config.get("label_names") or config.get("pretrained_cfg", {}).get("label_names")
+    names = config.get("label_names") or _parts(config)[0].get("label_names")
     return list(names) if isinstance(names, list) and len(names) == num_classes else None
 
 

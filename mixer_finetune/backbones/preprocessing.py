@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+FILTERS = ("bicubic", "bilinear", "nearest")
+CROP_MODES = ("center", "squash")
 # What PIL calls images of that many channels.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -54,12 +56,22 @@ class Preprocessing:
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: dict[str, Any], image_size: tuple[int, int]) -> Preprocessing:
-        """Read timm's `pretrained_cfg`; what it leaves out is the paper's (mean = std = 0.5, bicubic, 0.875)."""
+        """Read timm's `pretrained_cfg`; what it leaves out is the paper's (mean = std = 0.5, bicubic, 0.875).
+
+        Raises:
+            ValueError: It asks for something else than is known here.
+        """
         known = {key: cfg[key] for key in ("interpolation", "crop_pct", "crop_mode") if cfg.get(key) is not None}
         for key in ("mean", "std"):
             if cfg.get(key) is not None:
                 known[key] = tuple(float(value) for value in cfg[key])
-        return cls(image_size=image_size, **known)
+        prepared = cls(image_size=image_size, **known)
+        if not 0 < prepared.crop_pct <= 1 or prepared.crop_mode not in CROP_MODES or prepared.interpolation not in FILTERS:
+            raise ValueError(
+                f"expected crop_pct in 0..1, crop_mode {' or '.join(CROP_MODES)}, interpolation {', '.join(FILTERS)}, got "
+                f"{prepared.crop_pct}, {prepared.crop_mode}, {prepared.interpolation}"
+            )
+        return prepared
 
     def to_pretrained_cfg(self) -> dict[str, Any]:
         """The entries of timm's `pretrained_cfg` that say the same."""

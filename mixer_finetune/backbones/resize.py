@@ -69,8 +69,9 @@ def _resampling_on(source: int, target: int, device: torch.device, dtype: torch.
 
 def resample_tokens(x: Tensor, source: Grid, target: Grid) -> Tensor:
     """Token maps from one grid to another, (N, B, C) to (N', B, C), axis by axis."""
-    rows = _resampling_on(source[0], target[0], x.device, x.dtype)
-    columns = _resampling_on(source[1], target[1], x.device, x.dtype)
+    # While a program is traced its tensors are stand-ins, which must not get into the cache.
+    make = _resampling_on.__wrapped__ if torch.compiler.is_compiling() else _resampling_on
+    rows, columns = (make(old, new, x.device, x.dtype) for old, new in zip(source, target, strict=True))
     maps = rearrange(x, "(r s) b c -> r s (b c)", r=source[0])
     maps = torch.einsum("tr,rsn->tsn", rows, maps)
     maps = torch.einsum("us,tsn->tun", columns, maps)

@@ -50,7 +50,8 @@ class Geometry:
             raise UserError(f"the patch size must be 1 or more, got {patch}; change --model.patch_size")
         for size in self.image_size:
             if size < patch or size % patch:
-                below, above = max(size // patch, 1) * patch, (size // patch + 1) * patch
+                below = max(size // patch, 1) * patch
+                above = below + patch
                 raise UserError(
                     f"image size {size} is not a multiple of {architecture}'s patch size {patch}; "
                     f"use --model.image_size {below} or {above}"

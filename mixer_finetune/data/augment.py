@@ -92,7 +92,7 @@ def crop_batch(images: Tensor, boxes: NDArray[np.float64], size: tuple[int, int]
         (B, c, S, T) float32 in 0..255.
     """
     height, width = images.shape[-2:]
-    left, top, right, bottom = torch.from_numpy(boxes).to(images.device, torch.float32).T
+    left, top, right, bottom = torch.from_numpy(boxes).float().to(images.device, non_blocking=True).T
     theta = torch.zeros(len(images), 2, 3, device=images.device)
     theta[:, 0, 0], theta[:, 0, 2] = (right - left) / width, (right + left) / width - 1
     theta[:, 1, 1], theta[:, 1, 2] = (bottom - top) / height, (bottom + top) / height - 1
@@ -135,7 +135,9 @@ def augment_batch(
     Returns:
         (B, c, S, T) float32, normalised.
     """
-    u = torch.from_numpy(uniform(seed, AUGMENT, epoch, indices, 10)).to(images.device, torch.float32)
+    if not len(images):  # none could be decoded
+        return images.float()
+    u = torch.from_numpy(uniform(seed, AUGMENT, epoch, indices, 10)).float().to(images.device, non_blocking=True)
     x = images.float() / 255
     if augmentation.flip:
         x = torch.where((u[:, 0] < 0.5)[:, None, None, None], x.flip(-1), x)
@@ -195,7 +197,7 @@ def _erased(u: Tensor, probability: float, rows: int, columns: int) -> Tensor:
 
 
 def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None, None]
+    return torch.tensor(values, dtype=torch.float32).to(like.device, non_blocking=True)[:, None, None]
 
 
 _PIL_FILTERS = {

@@ -98,6 +98,12 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(f"--data.crop_area must be two shares with 0 < smallest <= largest <= 1, got {list(crop_area)}")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise UserError(f"--data.crop_pct must be above 0 and at most 1, got {crop_pct}")
+        ranges = {"rotation": (rotation, 180.0), "color_jitter": (color_jitter, 1.0), "random_erasing": (random_erasing, 1.0)}
+        for name, (amount, most) in ranges.items():
+            if not 0 <= amount <= most:
+                raise UserError(f"--data.{name} must be from 0 to {most:g}, got {amount}")
+        if num_workers is not None and num_workers < 0:
+            raise UserError(f"--data.num_workers must be 0 or more, got {num_workers}")
         if on_bad_image not in ("error", "skip"):
             raise UserError(f"--data.on_bad_image must be error or skip, got '{on_bad_image}'")
         self.batch_size, self.micro_batch_size, self.eval_batch_size = batch_size, micro_batch_size, eval_batch_size
@@ -176,7 +182,8 @@ class ImageDataModule(pl.LightningDataModule):
             n, (rank, world) = len(self.require("train")), self._rank_and_world()
             steps = -(-n // self.batch_size)
             share = -(-n // steps) / world
-            self.accumulate = max(1, math.ceil(share / self.micro_batch_size)) if self.micro_batch_size else 1
+            wanted = math.ceil(share / self.micro_batch_size) if self.micro_batch_size else 1
+            self.accumulate = max(1, min(wanted, n // steps // world))  # the smallest global batch has a sample for each
             self._train_sampler = GlobalBatchSampler(n, self.batch_size, self.seed, rank, world, self.accumulate)
         return self._train_sampler
 
@@ -189,11 +196,15 @@ class ImageDataModule(pl.LightningDataModule):
         plan, trainer = self.train_batches, self.trainer
         assert trainer is not None
         limit = trainer.limit_train_batches
-        micro = min(int(len(plan) * limit) if isinstance(limit, float) else limit or len(plan), len(plan))
-        steps = -(-micro // plan.accumulate) * (trainer.max_epochs or 0)
-        bounds = [n for n in (steps if (trainer.max_epochs or -1) >= 0 else -1, trainer.max_steps) if n >= 0]
+        micro = min(int(len(plan) * limit) if isinstance(limit, float) else limit, len(plan))
+        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        bounds = [n for n in (-(-micro // plan.accumulate) * epochs if epochs >= 0 else -1, trainer.max_steps) if n >= 0]
         if not bounds:
             raise UserError("the run has no end: set --trainer.max_epochs or --trainer.max_steps")
+        if min(bounds) == 0:
+            raise UserError(
+                "the run has no step: raise --trainer.max_epochs, --trainer.max_steps or --trainer.limit_train_batches"
+            )
         return min(bounds)
 
     def _rank_and_world(self) -> tuple[int, int]:
@@ -254,6 +265,13 @@ class ImageDataModule(pl.LightningDataModule):
             self._datasets[role] = batch_dataset(self.require(role), self.preprocessing, augmentation, self.seed)
         return batch_loader(self._datasets[role], sampler, self.num_workers, persistent=role != "test", begin=begin)
 
+    def gather_bad_images(self) -> None:
+        """Let every process know what the others could not decode."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            found: list[set[str]] = [set()] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(found, self.bad_images)
+            self.bad_images = set().union(*found)
+
     @property
     def train_wait(self) -> float:
         """Seconds that training has waited for batches."""
@@ -309,6 +327,16 @@ class ImageDataModule(pl.LightningDataModule):
         return {"epoch": self._train_sampler.epoch, "batches_done": done, "batches": len(self._train_sampler)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the batch after the last one done."""
+        """Go on with the batch after the last one done.
+
+        Raises:
+            UserError: An epoch is cut into other micro-batches than when the run was interrupted.
+        """
         if state_dict:
+            before, now = state_dict["batches"], len(self.train_batches)
+            if before != now:
+                raise UserError(
+                    f"an epoch had {before:,} micro-batches when the run was interrupted, and would now have {now:,}: resume "
+                    "with the same --data.batch_size, --data.micro_batch_size and --trainer.devices, or begin anew"
+                )
             self._resume_at = (state_dict["epoch"], state_dict["batches_done"])

@@ -95,7 +95,7 @@ def _metadata(results: dict[str, Any], backbone: Backbone, repo_id: str, data_na
 
 def _purpose(results: dict[str, Any], backbone: Backbone, data_name: str) -> str:
     names = results["classes"]
-    listed = ", ".join(f"`{name}`" for name in names[:MOST_LISTED_CLASSES])
+    listed = ", ".join(_cell(name) for name in names[:MOST_LISTED_CLASSES])
     if names[MOST_LISTED_CLASSES:]:
         listed += f" and {len(names) - MOST_LISTED_CLASSES} more (see `config.json`)"
     (height, width), start = backbone.image_size, results["backbone"]

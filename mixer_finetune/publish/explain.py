@@ -54,7 +54,7 @@ def evidence(backbone: Backbone, images: Tensor, classes: Tensor, method: str = 
     else:
         with torch.enable_grad():
             gradients = IntegratedGradients(backbone)
-            found = gradients.attribute(images, grey, target=classes, n_steps=STEPS, internal_batch_size=32)
+            found = gradients.attribute(images, grey, target=classes, n_steps=STEPS, internal_batch_size=max(32, len(images)))
     heat = found.detach().sum(1, keepdim=True).float()  # (B, 1, H, W)
     if method == "integrated_gradients":
         width = patch // 2 * 2 + 1

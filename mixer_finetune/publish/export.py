@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer_finetune.backbones.formats import OWN_KEY
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.trunk import Backbone
 from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.errors import UserError
+from mixer_finetune.publish.card import public_name
 from mixer_finetune.publish.model_folder import model_config, save_model_folder
 from mixer_finetune.runs import read_run_config, write_atomically
 
@@ -56,6 +58,7 @@ def export(run: Path, format: str, output: Path | None = None, dtype: str = "flo
         raise UserError(f"--quantize must be int8, with --format onnx, got {quantize} for {format}")
     config = read_run_config(run)
     backbone = load_backbone(run / "model").eval()
+    backbone.origin = _start(run)
     target = output or run / "export" / FORMATS[format]
     if quantize and output is None:
         target = target.with_name("model_int8.onnx")
@@ -83,6 +86,12 @@ def export(run: Path, format: str, output: Path | None = None, dtype: str = "flo
         write_atomically(target, write)
     size = sum(file.stat().st_size for file in target.rglob("*")) if target.is_dir() else target.stat().st_size
     return "\n".join([f"wrote {target} ({size / 1e6:,.1f} MB)", *notes])
+
+
+def _start(run: Path) -> dict[str, Any]:
+    """Where the run's weights came from, without the places of this machine."""
+    origin = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))[OWN_KEY]["backbone"]
+    return {**origin, "source": public_name(origin["source"], origin.get("revision"))}
 
 
 def _parent(target: Path) -> Path:

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Access:
     """
 
     repo_id: str
-    token: str
+    token: str = field(repr=False)
 
     @property
     def api(self) -> Any:
@@ -127,7 +127,8 @@ def contents(run: Path, repo_id: str) -> dict[str, bytes | Path]:
 def _scrubbed(value: Any) -> Any:
     """The value with paths of this machine cut to their last part."""
     if isinstance(value, dict):
-        return {key: _scrubbed(inner) for key, inner in value.items()}
+        # Names of classes may look like paths.
+        return {key: inner if key in ("label_names", "classes") else _scrubbed(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_scrubbed(inner) for inner in value]
     if isinstance(value, str) and re.match(r"(/|~|\.\.?/|[A-Za-z]:\\)", value):

@@ -254,7 +254,8 @@ def _opened(config: dict[str, Any], data: ImageDataModule | None) -> tuple[Split
     """The split that was evaluated, or why it can't be had."""
     try:
         data = data or ImageDataModule(**config["data"], seed=config["seed_everything"])
-        assert data.evaluation_role is not None
+        if data.evaluation_role is None:
+            return None, "the data has neither a test nor a dev split any more"
         return data.splits[data.evaluation_role], ""
     except UserError as error:
         return None, str(error)

@@ -38,7 +38,7 @@ def collect_results(model: Any, data: Any, role: str | None) -> dict[str, Any]:
     if role is not None:
         logged = model.trainer.callback_metrics
         metrics = {key.removeprefix("test/"): float(value) for key, value in logged.items() if key.startswith("test/")}
-        samples = int(model.test_tables["confusion"].sum())
+        samples = len(model.test_table)
     return {
         "metrics": metrics,
         "split": data.splits[role].name if role else None,
@@ -78,13 +78,12 @@ def _device_name(trainer: Any) -> str:
 def write_results(run: Path, results: dict[str, Any], model: Any, data: Any) -> None:
     """Write results.json, predictions.csv and the pictures into the run folder; intervals are added to the results."""
     learning_curves_figure(run / "metrics.csv", run / "learning_curves.png")
-    if model.test_tables:
-        confusion = model.test_tables["confusion"].numpy()
+    if model.test_table is not None:
         title = f"{results['split']}: {results['metrics']['accuracy']:.2%} of {results['samples']:,} right"
-        confusion_matrix_figure(confusion, data.label_names, title, run / "confusion_matrix.png")
         split = data.splits[data.evaluation_role]
-        write_text(run / "predictions.csv", _predictions_csv(model.test_tables["predictions"].numpy(), split, data.label_names))
+        write_text(run / "predictions.csv", _predictions_csv(model.test_table.numpy(), split, data.label_names))
         evaluation = Evaluation.read(run / "predictions.csv", data.label_names)
+        confusion_matrix_figure(evaluation.confusion, data.label_names, title, run / "confusion_matrix.png")
         results["intervals"] = {name: [round(end, 5) for end in ends] for name, ends in evaluation.intervals().items()}
         results["calibration_error"] = round(evaluation.calibration()[1], 5)
     write_text(run / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")

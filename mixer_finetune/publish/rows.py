@@ -22,11 +22,18 @@ from mixer_finetune.runs import write_atomically
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
-def row_schema(k: int, features: bool) -> pa.Schema:
-    """File, the k most probable labels with their probabilities, what went wrong, and the pre-logits where asked for."""
+def row_schema(k: int, features: bool, computed_by: str) -> pa.Schema:
+    """File, the k most probable labels with their probabilities, what went wrong, and the pre-logits where asked for.
+
+    Args:
+        k: Labels a row.
+        features: Whether there are pre-logits.
+        computed_by: What the values depend on besides the images, so that a resumed predict does not mix two kinds.
+    """
     columns = [(name, pa.string() if name.startswith("label") else pa.float32()) for name in prediction_columns(k)]
     fields = [("file", pa.string()), *columns, ("error", pa.string())]
-    return pa.schema([*fields, ("features", pa.list_(pa.float32()))] if features else fields)
+    fields += [("features", pa.list_(pa.float32()))] if features else []
+    return pa.schema(fields, metadata={"computed_by": computed_by})
 
 
 def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> int:
@@ -54,7 +61,7 @@ def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> in
         try:
             stream = pa.ipc.open_stream(file)
             whole = file.tell()
-            same = stream.schema == schema
+            same = stream.schema.equals(schema, check_metadata=True)
             while True:
                 names += stream.read_next_batch().column("file").to_pylist()
                 whole = file.tell()
@@ -64,7 +71,7 @@ def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> in
         part.write_bytes(head)
         return 0
     if not same or len(names) > len(images) or any(images.image_name(i) != name for i, name in enumerate(names)):
-        raise UserError(f"{part} is of other images or options; remove it to begin anew")
+        raise UserError(f"{part} is of other images, options or another model; remove it to begin anew")
     with open(part, "rb+") as file:
         file.truncate(whole)
     return len(names)
@@ -91,9 +98,9 @@ def finish_rows(part: Path, target: Path) -> list[str]:
                         lines.write(json.dumps(filled, ensure_ascii=False) + "\n")
             return
         kind: Any = csv.CSVWriter if target.suffix == ".csv" else parquet.ParquetWriter
-        with kind(str(path), schema) as writer:
+        with kind(str(path), schema.remove_metadata()) as writer:
             for batch in batches():
-                writer.write_batch(batch)
+                writer.write_batch(batch.replace_schema_metadata(None))
 
     write_atomically(target, write)
     part.unlink()

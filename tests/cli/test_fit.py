@@ -158,6 +158,8 @@ def test_two_processes_give_the_result_of_one(cli, tmp_path):
         "--model.drop_path",
         0.1,
     )
+    # best.ckpt is read by both processes, from the folder that the first one made.
+    options += ("--weights", "best")
     cli("fit", *options, "--recipe", "ddp", "--trainer.devices", 2, "--name", "two", check=0, OMP_NUM_THREADS="1")
     cli("fit", *options, "--trainer.devices", 1, "--name", "one", check=0)
     two, one = run_folder(tmp_path, "two"), run_folder(tmp_path, "one")
@@ -233,6 +235,8 @@ def test_predict_classifies_files_and_folders_and_names_what_is_not_there(cli, d
         rows = list(csv.DictReader(file))
     assert len(rows) == 17 and rows[-1]["file"].endswith("blue/000.png")
     assert sum(float(rows[0][f"probability_{i}"]) for i in range(1, 6)) <= 1.00001
+    finished = cli("fit", "--resume", run, check=0)
+    assert "is finished" in finished.stdout and json.loads((run / "results.json").read_text())["seconds"] > 0
     missing = cli("predict", run, "nowhere", check=2)
     assert missing.stderr == "error: there is no file or folder 'nowhere' to classify\n"
 

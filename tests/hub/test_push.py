@@ -71,6 +71,17 @@ def test_a_push_is_one_commit_of_the_model_and_nothing_private(push, hub, run):
     assert metadata["library_name"] == "mixer_finetune" and "does not load in timm" in card
 
 
+def test_names_of_classes_that_look_like_paths_are_sent_as_they_are(push, hub, run):
+    names = ["/m/01g317", "../b", "red <b>"]
+    for path, key in ((run / "model" / "config.json", "label_names"), (run / "results.json", "classes")):
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: names}))
+    predictions = (run / "predictions.csv").read_text()
+    (run / "predictions.csv").write_text(predictions.replace("blue", names[0]).replace("green", names[1]))
+    push(check=0)
+    assert json.loads(remote(hub).head.files["config.json"])["label_names"] == names
+    assert json.loads(remote(hub).head.files["results.json"])["classes"] == names
+
+
 def test_a_second_push_changes_nothing_and_says_so(push, hub):
     push(check=0)
     head = remote(hub).head.id

@@ -6,6 +6,7 @@ import json
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 DIGITS = [str(digit) for digit in range(10)]
 TINY = (
@@ -37,6 +38,9 @@ def test_fit_records_the_commits_and_runs_again_offline(
     results = results_of(tmp_path, "first")
     assert results["backbone"]["revision"] == digits_nano.head.id and results["data"]["revision"] == digits.head.id
     assert results["backbone"]["source"] == "someone/nano" and results["steps"] == 2
+    (config,) = (tmp_path / "runs" / "first").glob("*/config.yaml")  # repeats this run even when the branches have moved on
+    pinned = yaml.safe_load(config.read_text())
+    assert [pinned[group]["revision"] for group in ("model", "data")] == [digits_nano.head.id, digits.head.id]
 
     requests = hub.requests.copy()
     again = command(*options, "--name", "again", check=0, HF_HUB_OFFLINE="1")

@@ -87,6 +87,28 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path, suffix, c
     assert "code ran" not in capsys.readouterr().out
 
 
+def test_a_config_that_asks_for_what_is_not_known_is_one_line(folder):
+    config = folder / "config.json"
+    good = json.loads(config.read_text())
+    for change, says in (
+        ({"mixer_finetune": {"activation": "relu"}}, "activation 'relu'; known are gelu"),
+        ({"pretrained_cfg": {**good["pretrained_cfg"], "crop_pct": 0}}, "crop_pct in 0..1"),
+        ({"pretrained_cfg": {**good["pretrained_cfg"], "crop_mode": "border"}}, "crop_mode center or squash"),
+        ({"model_args": [1]}, "can't be understood"),
+    ):
+        config.write_text(json.dumps({**good, **change}))
+        with pytest.raises(UserError, match=says):
+            load_backbone(folder)
+    config.write_text(json.dumps({**good, "model_args": None, "mixer_finetune": None}))
+    assert load_backbone(folder).image_size == (32, 32)
+
+
+def test_label_names_give_the_number_of_classes():
+    assert MixerClassifier("mixer_nano_32", label_names=["a", "b", "c"]).backbone.num_classes == 3
+    with pytest.raises(UserError, match="num_classes is 2, but label_names names 3"):
+        MixerClassifier("mixer_nano_32", num_classes=2, label_names=["a", "b", "c"])
+
+
 def test_another_resolution_and_a_misspelt_name_say_what_to_change(folder):
     with pytest.raises(UserError, match="33 is not a multiple of .* use --model.image_size 32 or 36"):
         load_backbone(folder, image_size=33)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from mixer_finetune import UserError, load_backbone, save_model_folder
+from mixer_finetune.backbones import resize
 from mixer_finetune.backbones.resize import (
     cosine_resampling,
     plan_resize,
@@ -196,3 +197,12 @@ def test_what_timm_cannot_express_loads_with_us_again(options, tmp_path):
 def test_an_impossible_size_is_one_line_that_says_what_is_possible(options, message):
     with pytest.raises(UserError, match=message):
         load_backbone("mixer_nano", **options)
+
+
+def test_a_program_can_be_exported_of_tokens_resampled_around_the_mixing():
+    model = load_backbone("mixer_nano", image_size=48, resize="features").eval()
+    resize._resampling_on.cache_clear()
+    images = torch.randn(2, 3, 48, 48)
+    with torch.inference_mode():
+        program = torch.export.export(model, (images,))
+        assert torch.allclose(program.module()(images), model(images), atol=1e-5)  # ours computes after it, too

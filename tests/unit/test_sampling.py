@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mixer_finetune import UserError
+from mixer_finetune import ImageDataModule, UserError
 from mixer_finetune.data.sampling import (
     EvaluationSampler,
     GlobalBatchSampler,
@@ -10,6 +10,12 @@ from mixer_finetune.data.sampling import (
     stratified_split,
     uniform,
 )
+
+
+def test_micro_batches_of_one_are_possible_where_global_batches_differ_by_one():
+    data = ImageDataModule("digits", batch_size=128, micro_batch_size=1, val_fraction=0.0)
+    plan = data.train_batches
+    assert plan.n % plan.steps and plan.accumulate == plan.n // plan.steps
 
 
 def test_random_bits_never_change():
