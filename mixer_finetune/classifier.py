@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import CatMetric, MetricCollection
+from torchmetrics import CatMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from mixer_finetune.backbones.load import load_backbone
@@ -114,14 +114,13 @@ class MixerClassifier(pl.LightningModule):
         classes = self.backbone.num_classes
         if classes < 2:
             raise UserError(f"a classifier needs at least 2 classes, got {classes}; check the labels or --model.num_classes")
-        metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(classes, average="micro"),
-                "top5_accuracy": MulticlassAccuracy(classes, average="micro", top_k=min(TOP_K, classes)),
-                "macro_f1": MacroF1(classes),
-            },
-            compute_groups=False,
-        )
+        measured: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(classes, average="micro"),
+            "macro_f1": MacroF1(classes),
+        }
+        if classes > TOP_K:  # else every answer is among them
+            measured["top5_accuracy"] = MulticlassAccuracy(classes, average="micro", top_k=TOP_K)
+        metrics = MetricCollection(measured, compute_groups=False)
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
         # One row an image: its index, its label, its top classes, their probabilities (which may be NaN).
         self.predictions = CatMetric(nan_strategy="disable")

@@ -36,6 +36,14 @@ Recipes merge in their order, then --config files, then the options typed, where
   --print_config           print the merged configuration and stop"""
 
 
+EVALUATE_HELP = """Metrics of a run's model, or of a checkpoint, on its test split (test) or dev split (validate).
+
+The run's own configuration holds, and options that are typed, --recipe and --config come over it: --data.source evaluates on
+other data of the same classes, --model.image_size at another resolution, --trainer.devices on other hardware.
+  --ckpt_path FILE     a checkpoint in the place of RUN, with --recipe or --data.source
+  --print_config       print the merged configuration and stop"""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 interrupted, 2 a mistake that the user can mend."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -112,6 +120,18 @@ def _take(arguments: list[str], *names: str) -> tuple[list[str], list[str]]:
     return values, rest
 
 
+def _flags(arguments: list[str], names: set[str]) -> list[str]:
+    """The line with `--flag`, alone or before true or false, as `--flag=true` or `--flag=false`."""
+    joined: list[str] = []
+    for item in arguments:
+        if joined and joined[-1] in names:
+            joined[-1] += f"={item}" if item in ("true", "false") else "=true"
+            if item in ("true", "false"):
+                continue
+        joined.append(item)
+    return [f"{item}=true" if item in names else item for item in joined]
+
+
 def _merged(command: str, arguments: list[str], run: Path | None = None) -> tuple[dict[str, Any], bool]:
     """The configuration of a run, and whether it is only to be printed."""
     from mixer_finetune.options import merge, parse, run_parser
@@ -119,7 +139,9 @@ def _merged(command: str, arguments: list[str], run: Path | None = None) -> tupl
 
     recipe_names, arguments = _take(arguments, "--recipe", "-r")
     configs, arguments = _take(arguments, "--config", "-c")
-    parser = run_parser(f"mixer-finetune {command}", FIT_HELP)
+    parser = run_parser(f"mixer-finetune {command}", FIT_HELP if command == "fit" else EVALUATE_HELP)
+    if command != "fit":
+        parser.usage = f"mixer-finetune {command} RUN|CHECKPOINT [options]"
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
         raise SystemExit(0)
@@ -209,7 +231,7 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--tta", type=bool, default=False, help="Average over the image and its mirror image.")
     parser.add_argument("--explain", type=str | None, default=None, help="Folder for pictures of where the evidence lies.")
     parser.add_argument("--resume", type=bool, default=False, help="Go on with what an interrupted predict left.")
-    arguments = [f"{item}=true" if item in ("--features", "--tta", "--resume", "--compile") else item for item in arguments]
+    arguments = _flags(arguments, {"--features", "--tta", "--resume", "--compile"})
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
         return 0
@@ -281,8 +303,7 @@ def _push(arguments: list[str]) -> int:
     parser.add_argument("--create_pr", type=bool, default=False, help="Open a pull request in place of a commit.")
     parser.add_argument("--force", type=bool, default=False, help="Put the commit on top of ones that this run did not make.")
     parser.add_argument("--dry_run", type=bool, default=False, help="Only say what would be sent.")
-    flags = {"--private", "--create_pr", "--force", "--dry_run"}
-    arguments = [f"{item}=true" if item in flags else item for item in arguments]
+    arguments = _flags(arguments, {"--private", "--create_pr", "--force", "--dry_run"})
     run, repo_id, options = _run_and_options(parser, "push RUN user/name", arguments, more=1)
     if run is None:
         return 0

@@ -66,6 +66,7 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
         )
     if config["push"] and trainer.is_global_zero:
         check_access(config["push"])
+    data.trainer = trainer  # Lightning does so only in its fit
     if resume and (resume / "results.json").is_file() and load_checkpoint(checkpoint)["global_step"] >= data.total_steps:
         say(f"{resume} is finished; to train on, raise --trainer.max_epochs or --trainer.max_steps")
         return 0
@@ -73,7 +74,7 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
     try:
         if trainer.is_global_zero:
             write_text(run / "config.yaml", as_yaml(_repeatable(config, model, data)))
-        trainer.callbacks.append(MetricsFile(run / "metrics.csv"))
+        trainer.callbacks.append(metrics_file := MetricsFile(run / "metrics.csv"))
         if config["trainer"]["logger"] in (None, True):
             trainer.logger = TensorBoardLogger(run / "tensorboard", name="", version="", default_hp_metric=False)
         trainer.callbacks += checkpoint_callbacks(run, config["save_every_n_steps"], len(data.splits.get("val", ())))
@@ -83,8 +84,8 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
         run = Path(trainer.strategy.broadcast(str(run)))  # the first process made it
         if config["weights"] == "best":
             _take_best(model, run)
-        # A resumed run's clocks count from where it was resumed.
-        spent = {"fit": seconds, **_clocks(trainer, data)}
+        # A resumed run's clocks count from where it was resumed, but the one of all its parts.
+        spent = {"all": metrics_file.seconds, "fit": seconds, **_clocks(trainer, data)}
         if data.evaluation_role is not None:
             started = time.perf_counter()
             trainer.test(model, data, verbose=False)
@@ -144,9 +145,9 @@ def _finish(run: Path, config: dict[str, Any], cli: Any, spent: dict[str, float]
     model, data = cli.model, cli.datamodule
     save_model_folder(run / "model", model.backbone, data.label_names)
     results = collect_results(model, data, data.evaluation_role)
-    results["seconds"] = round(spent["fit"], 1)
+    results["seconds"] = round(spent["all"], 1)
     results["steps"] = cli.trainer.global_step
-    results["time"] = {key: round(value, 2) for key, value in spent.items()}
+    results["time"] = {key: round(value, 2) for key, value in spent.items() if key != "all"}
     write_results(run, results, model, data)
     report = write_report(run, data=data)
     write_text(run / "model" / "README.md", model_card(run))
@@ -155,7 +156,7 @@ def _finish(run: Path, config: dict[str, Any], cli: Any, spent: dict[str, float]
         say(f"{results['split']} ({results['samples']:,} images): {shown}")
     if data.bad_images:
         say(f"skipped {len(data.bad_images)} image(s) that can't be decoded: see results.json")
-    say(f"trained in {spent['fit']:.0f} s; everything is in {run}")
+    say(f"trained in {spent['all']:.0f} s; everything is in {run}")
     say(f"the report to look at: {report}")
     say("next:")
     say(f"  mixer-finetune predict {run} FOLDER     classify images")
@@ -224,6 +225,9 @@ def _build(config: dict[str, Any]) -> Any:
         raise UserError(plain_error(error, known_options(run_parser("fit", "")))) from error
     except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(" ".join(str(error).split())[:500]) from error
+    clip = config["trainer"]["gradient_clip_val"]
+    if clip is not None and clip < 0:
+        raise UserError(f"--trainer.gradient_clip_val must be 0 or more, got {clip}")
     if asked_classes not in (None, cli.datamodule.num_classes):
         raise UserError(
             f"--model.num_classes {asked_classes} contradicts the data, which has {cli.datamodule.num_classes} classes; leave it out"  # noqa: E501
@@ -242,6 +246,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*exists and is not empty.*",
         ".*logging interval.*",
+        ".*when logging on epoch level in distributed setting.*",  # metrics are of all processes already
         ".*but CUDA.*|.*GPU available but not used.*",
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
         ".*Total length of `.*` across ranks is zero.*",

@@ -225,14 +225,41 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
         UserError: An unknown option or a value of the wrong type.
     """
     known = known_options(parser)
+    arguments, of_classes = _class_arguments(arguments, known)
     for argument in arguments:
         name = argument.split("=", 1)[0]
         if name.startswith("--") and name[2:] not in known and name not in ("--help", "--print_config"):
             raise UserError(f"unknown option {name}{nearest(name[2:], known, '--')}")
     try:
-        return parser.parse_args(arguments).as_dict()
+        config = parser.parse_args(arguments).as_dict()
     except ArgumentError as error:
         raise UserError(plain_error(error, known)) from error
+    for option, values in of_classes.items():
+        chosen = config["trainer"][option]
+        if isinstance(chosen, str):
+            chosen = {"class_path": chosen}
+        if not isinstance(chosen, dict):
+            raise UserError(f"--trainer.{option}.{next(iter(values))} needs a class to belong to: --trainer.{option} CLASS")
+        config["trainer"][option] = {**chosen, "init_args": {**chosen.get("init_args", {}), **values}}
+    return config
+
+
+def _class_arguments(arguments: list[str], known: Any) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Arguments of the classes that the trainer is given (`--trainer.logger.save_dir logs`), apart from the rest."""
+    rest: list[str] = []
+    found: dict[str, dict[str, Any]] = {}
+    items = iter(arguments)
+    for item in items:
+        name, equals, value = item.partition("=")
+        match = re.fullmatch(r"--trainer\.(\w+)\.(?:init_args\.)?(\w+)", name)
+        if not match or f"trainer.{match[1]}" not in known:
+            rest.append(item)
+            continue
+        text = value if equals else next(items, None)
+        if text is None:
+            raise UserError(f"{name} needs a value")
+        found.setdefault(match[1], {})[match[2]] = yaml.safe_load(text)
+    return rest, found
 
 
 def known_options(parser: ArgumentParser) -> dict[str, Any]:

@@ -116,6 +116,8 @@ def predict(
         raise UserError(f"--output must end in {', '.join(OUTPUT_SUFFIXES)}, got {target.name}")
     if features and target.suffix == ".csv":
         raise UserError("--features needs an --output that ends in .jsonl or .parquet")
+    if explain and Path(explain).expanduser().is_file():
+        raise UserError(f"--explain {explain} is a file: give a folder for the pictures")
     images = _split(source, split) if source else _file_split(image_files(inputs))
 
     backbone = load_backbone(model).eval()
@@ -148,7 +150,7 @@ def predict(
     print(f"wrote {len(images):,} rows to {target}" + (f", {len(bad)} of them images that can't be decoded" if bad else ""))
     for problem in bad[:10]:
         print(f"  {problem}")
-    return 0
+    return 2 if len(bad) == len(images) else 0
 
 
 def _rows(
@@ -243,6 +245,6 @@ def _device(name: str | None) -> torch.device:
         if name:
             return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device '{name}' can't be used here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--device '{name}' can't be used here; expected cpu, or cuda, cuda:1, mps if it has one") from error
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator or torch.device("cpu")

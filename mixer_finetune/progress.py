@@ -182,14 +182,24 @@ class MetricsFile(pl.Callback):
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
         self._saved = 0.0
+        self._before, self._began = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on training, with what a resumed run spent before."""
+        return self._before + time.monotonic() - self._began
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"rows": self.rows}
+        """The rows and seconds so far."""
+        return {"rows": self.rows, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the checkpoint's rows."""
-        self.rows = dict(state_dict["rows"])
+        """Go on with the checkpoint's rows and seconds."""
+        self.rows, self._before = dict(state_dict["rows"]), state_dict["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take what the step logged."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from mixer_finetune.backbones.formats import OWN_KEY, implied_config, read_weights
 from mixer_finetune.backbones.mixer import GELU_FORMS
 from mixer_finetune.backbones.preprocessing import Preprocessing, as_pair
-from mixer_finetune.backbones.resize import AUTO_REASONS, plan_resize, resize_weights
+from mixer_finetune.backbones.resize import auto_reason, plan_resize, resize_weights
 from mixer_finetune.backbones.trunk import Backbone
 from mixer_finetune.backbones.variants import VARIANTS, Geometry, get_variant
 from mixer_finetune.errors import UserError
@@ -93,7 +93,7 @@ def load_backbone(
         model.origin["license"] = license
     if geometry != stated.geometry:
         sizes = {"from": list(stated.geometry.image_size), "to": list(geometry.image_size)}
-        why = {"why": AUTO_REASONS[method]} if resize == "auto" and method in AUTO_REASONS else {}
+        why = {"why": auto_reason(method, stated.geometry, geometry)} if resize == "auto" else {}
         model.origin["resized"] = {**sizes, "method": method, **why}
     if num_classes in (None, stated.num_classes):
         model.label_names = _label_names(config, stated.num_classes)

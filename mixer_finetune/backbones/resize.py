@@ -192,12 +192,17 @@ def plan_resize(
 
 # What `auto` comes to where the grid changes.
 AUTO = "interpolate"
-# Why it came to a method, for the user; measured by tests/benchmarks/resize_methods.py, whose tables the README shows.
-AUTO_REASONS = {
-    "interpolate": "it takes every size, and none was better after fine-tuning",
-    "features": "the weights were fine-tuned with it",
-    "patch": "the number of tokens stays",
-}
+
+
+def auto_reason(method: str, old: Geometry, new: Geometry) -> str:
+    """Why "auto" came to a method, for the user; measured by tests/benchmarks/resize_methods.py, whose tables the README shows."""
+    if method == "interpolate" and math.prod(new.grid) < math.prod(old.grid):
+        return "fewer tokens, and so faster; --model.resize patch keeps their number, and was more accurate for smaller images"
+    return {
+        "interpolate": "it takes every size, and none was better after fine-tuning",
+        "features": "the weights were fine-tuned with it",
+        "patch": "the number of tokens stays",
+    }.get(method, "only the channels change")
 
 
 def _factors(old: Grid, new: Grid) -> Grid:

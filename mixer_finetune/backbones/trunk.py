@@ -8,6 +8,7 @@ Shapes: B batch, N tokens in raster order, C channels, P patch side, H x W pixel
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -138,6 +139,7 @@ class Backbone(nn.Module):
         compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
         if not any(map(shutil.which, compilers)):
             raise UserError("--compile (of fit: --model.compile) needs a C++ compiler such as g++: install it or leave it out")
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that a CPU is no GPU
         for block in self.blocks:
             block.compile()
 

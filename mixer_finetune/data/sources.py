@@ -243,8 +243,8 @@ def _label_column(features: Any, wanted: str | None, table: Any) -> str:
         raise UserError(f"several label columns: {', '.join(candidates)}; choose one with --data.label_column")
     if not candidates:
         raise UserError(
-            f"no label column among {', '.join(features)}; expected one folder of images a class, or a column of class "
-            "labels named with --data.label_column"
+            f"no label column among {', '.join(features)}; expected at least two folders of images, one a class, or a column "
+            "of class labels named with --data.label_column"
         )
     return candidates[0]
 

@@ -163,8 +163,12 @@ def _cell(text: str) -> str:
 
 
 def _limitations(results: dict[str, Any], evaluation: Evaluation) -> str:
-    worst = sorted((c for c in evaluation.classes() if c.images), key=lambda c: c.recall)[:WORST_CLASSES]
-    lines = ["- Lowest recall: " + ", ".join(f"{_cell(c.name)} ({c.recall:.0%} of {c.images})" for c in worst) + "."]
+    missed = (c for c in evaluation.classes() if c.images and c.recall < 1)
+    worst = sorted(missed, key=lambda c: c.recall)[:WORST_CLASSES]
+    told = ", ".join(f"{_cell(c.name)} ({c.recall:.0%} of {c.images})" for c in worst)
+    lines = [f"- Lowest recall: {told}." if worst else "- Every image of the split was classified rightly."]
+    if results["role"] != "test":
+        lines.append("- There was no test split: the results are of the dev split, which choices may have been made on.")
     names = evaluation.names
     if pairs := evaluation.confusions(WORST_PAIRS):
         told = ", ".join(f"{_cell(names[p.true])} called {_cell(names[p.predicted])} ({p.images})" for p in pairs)

@@ -65,14 +65,8 @@ def check_access(repo_id: str, create_pr: bool = False) -> Access:
         UserError: The name is not a repository's, there is no token, it may not write, or the name belongs to someone else.
     """
     from huggingface_hub import constants, errors, get_token
-    from huggingface_hub.utils import validate_repo_id
 
-    try:
-        validate_repo_id(repo_id)
-    except errors.HFValidationError as error:
-        raise UserError(f"'{repo_id}' can't be a repository's name: {str(error).splitlines()[0]}") from error
-    if not is_repo_id(repo_id):
-        raise UserError(f"'{repo_id}' can't be a repository's name: expected user/name")
+    _check_name(repo_id)
     if constants.HF_HUB_OFFLINE:
         raise UserError("offline mode is on (HF_HUB_OFFLINE): unset it to push")
     token = get_token()
@@ -95,6 +89,18 @@ def check_access(repo_id: str, create_pr: bool = False) -> Access:
     if not create_pr and owner not in names:
         raise UserError(f"the token of {who['name']} can't write to {owner}/: push to {' or '.join(f'{n}/...' for n in names)}")
     return access
+
+
+def _check_name(repo_id: str) -> None:
+    from huggingface_hub import errors
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except errors.HFValidationError as error:
+        raise UserError(f"'{repo_id}' can't be a repository's name: {str(error).splitlines()[0]}") from error
+    if not is_repo_id(repo_id):
+        raise UserError(f"'{repo_id}' can't be a repository's name: expected user/name")
 
 
 def contents(run: Path, repo_id: str) -> dict[str, bytes | Path]:
@@ -163,6 +169,7 @@ def push(
     Raises:
         UserError: The push can't be done; the remote then holds nothing of it, or, where the reply was lost for good, all.
     """
+    _check_name(repo_id)
     files = contents(run, repo_id)
     if dry_run:
         sizes = "\n".join(f"  {name:<22} {_size(content):>12,} bytes" for name, content in sorted(files.items()))

@@ -42,6 +42,7 @@ def collect_results(model: Any, data: Any, role: str | None) -> dict[str, Any]:
     return {
         "metrics": metrics,
         "split": data.splits[role].name if role else None,
+        "role": role,
         "samples": samples,
         "train_samples": len(data.splits["train"]) if "train" in data.splits else 0,
         "bad_images": sorted(data.bad_images),

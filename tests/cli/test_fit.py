@@ -201,6 +201,17 @@ def test_what_the_user_types_wins_over_config_and_recipe(cli, tmp_path):
     assert config["model"]["lr"] == 0.25 and config["model"]["momentum"] == 0.1 and config["data"]["source"] == "digits"
 
 
+def test_a_logger_of_lightning_is_given_with_its_arguments(cli, photos, tmp_path):
+    options = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs", "--trainer.logger.name=mine")
+    options += ("--trainer.log_every_n_steps", 2)
+    cli("fit", "--data.source", photos, *TINY, "--trainer.max_epochs", 1, "--data.batch_size", 8, *options, check=0)
+    (metrics,) = (tmp_path / "logs" / "mine").glob("*/metrics.csv")
+    assert "train/loss" in metrics.read_text()
+    assert not (run_folder(tmp_path, "custom") / "tensorboard").exists()
+    refused = cli("fit", "--recipe", "digits", "--trainer.logger.save_dir", "logs", check=2)
+    assert "needs a class to belong to: --trainer.logger CLASS" in refused.stderr
+
+
 def test_bad_images_stop_the_run_or_are_skipped_and_counted(cli, photos, tmp_path):
     import shutil
 
