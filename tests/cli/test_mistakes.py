@@ -9,6 +9,7 @@ import pytest
 
 from conftest import FIT as FIT_OPTIONS
 from conftest import make_photos
+from mixer_finetune.cli import _flags
 
 FIT = ("fit", "--recipe", "digits")
 
@@ -45,6 +46,8 @@ HEAVY = {
     "precision": ((*FIT, "--trainer.precision", "17"), "--trainer.precision expects"),
     "no epochs": ((*FIT, "--trainer.max_epochs", "0"), "the run has no step: raise --trainer.max_epochs"),
     "rotation": ((*FIT, "--data.rotation", "-5"), "--data.rotation must be from 0 to 180, got -5.0"),
+    "clipping": ((*FIT, "--trainer.gradient_clip_val", "-1"), "--trainer.gradient_clip_val must be 0 or more"),
+    "logger without arguments": ((*FIT, "--trainer.logger", "CSVLogger"), "save_dir"),
     "momentum": ((*FIT, "--model.momentum", "1"), "--model.momentum must be at least 0 and below 1, got 1.0"),
     "workers": ((*FIT, "--data.num_workers", "-1"), "--data.num_workers must be 0 or more"),
     "diverging": (
@@ -114,6 +117,17 @@ def test_a_mistake_found_later_is_one_line_and_leaves_no_run_folder(heavy, case)
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(errors) == 1 and HEAVY[case][1] in errors[0], stderr
     assert "Traceback" not in stderr and left == []
+
+
+def test_flags_may_be_followed_by_true_or_false():
+    assert _flags(["--a", "x", "--b", "--a", "true", "--a", "false", "y", "--a"], {"--a"}) == [
+        "--a=true", "x", "--b", "--a=true", "--a=false", "y", "--a=true",
+    ]  # fmt: skip
+
+
+def test_the_help_of_test_and_validate_is_their_own(cli):
+    shown = cli("test", "--help", check=0).stdout
+    assert "mixer-finetune test RUN|CHECKPOINT [options]" in shown and "on its test split" in shown
 
 
 def test_yaml_that_does_not_parse_or_has_several_mistakes_names_the_file(cli, tmp_path):

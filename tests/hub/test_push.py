@@ -89,6 +89,7 @@ def test_a_second_push_changes_nothing_and_says_so(push, hub):
 
 
 def test_a_dry_run_sends_nothing(push, hub):
+    assert "expected user/name" in push("--dry_run", repo="shapes", check=2).stderr
     out = push("--dry_run", check=0, HF_TOKEN="").stdout
     assert all(name in out for name in SENT) and remote(hub) is None and not hub.requested("POST", ".")
 
