@@ -149,7 +149,12 @@ def _merged(command: str, arguments: list[str], run: Path | None = None) -> tupl
     arguments = [argument for argument in arguments if argument != "--print_config"]
     files = [find_recipe(name) for name in recipe_names] + [Path(name).expanduser() for name in configs]
     merge(parser, ([run / "config.yaml"] if run else []) + files)
+    merged = parser.get_defaults()
     config = parse(parser, arguments)
+    for group, source in (("model", "backbone"), ("data", "source")):
+        # A commit is one of the source that it was written down with.
+        if config[group][source] != merged[f"{group}.{source}"] and config[group]["revision"] == merged[f"{group}.revision"]:
+            config[group]["revision"] = None
     if config["name"] and Path(config["name"]).name != config["name"]:
         raise UserError(f"--name is one folder's name inside --output_dir, got '{config['name']}'")
     config["name"] = config["name"] or "-".join(Path(name).stem for name in recipe_names) or "custom"

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import FIT as FIT_OPTIONS
 from conftest import make_photos
-from mixer_finetune.cli import _flags
+from mixer_finetune.cli import _flags, _merged
 
 FIT = ("fit", "--recipe", "digits")
 
@@ -123,6 +123,20 @@ def test_flags_may_be_followed_by_true_or_false():
     assert _flags(["--a", "x", "--b", "--a", "true", "--a", "false", "y", "--a"], {"--a"}) == [
         "--a=true", "x", "--b", "--a=true", "--a=false", "y", "--a=true",
     ]  # fmt: skip
+
+
+def test_a_commit_does_not_go_over_to_another_source(tmp_path):
+    commit = "0" * 40
+    pinned = {"model": {"backbone": "a/b", "revision": commit}, "data": {"source": "c/d", "revision": commit}}
+    (tmp_path / "config.yaml").write_text(json.dumps(pinned))
+    for typed, model, data in (
+        ([], commit, commit),
+        (["--data.source", "e/f"], commit, None),
+        (["--data.source", "e/f", "--data.revision", "v1"], commit, "v1"),
+        (["--model.backbone=g/h"], None, commit),
+    ):
+        config, _ = _merged("fit", typed, tmp_path)
+        assert (config["model"]["revision"], config["data"]["revision"]) == (model, data)
 
 
 def test_the_help_of_test_and_validate_is_their_own(cli):
