@@ -195,7 +195,7 @@ AUTO = "interpolate"
 
 
 def auto_reason(method: str, old: Geometry, new: Geometry) -> str:
-    """Why "auto" came to a method, for the user, as tests/benchmarks/resize_methods.py measured; the README has its tables."""
+    """Why "auto" came to a method, for the user, as tests/benchmarks/resize_methods.py measured (docs/measurements.md)."""
     if method == "interpolate" and math.prod(new.grid) < math.prod(old.grid):
         return "fewer tokens, and so faster; --model.resize patch keeps their number, and was more accurate for smaller images"
     return {
