@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 import warnings
 from argparse import ArgumentError
@@ -13,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from mixer_finetune.backbones.formats import load_checkpoint
 from mixer_finetune.checkpoints import checkpoint_callbacks, resume_point
@@ -95,6 +97,8 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
             _finish(run, config, cli, spent)
     except BaseException as error:
         if trainer.is_global_zero:
+            if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+                launcher.kill(signal.SIGTERM)  # the other processes would wait for this one
             if resume is None:
                 remove_empty_run_folder(run)
             if isinstance(error, SystemExit) and run.is_dir():  # how Lightning ends an interrupted run

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+
+from mixer_finetune.data.sampling import epoch_order
 
 TINY = (
     "--model.backbone",
@@ -201,6 +204,26 @@ def test_what_the_user_types_wins_over_config_and_recipe(cli, tmp_path):
     assert config["model"]["lr"] == 0.25 and config["model"]["momentum"] == 0.1 and config["data"]["source"] == "digits"
 
 
+def test_a_process_that_fails_takes_the_others_with_it(photos, environment, tmp_path):
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    files = sorted(folder.rglob("*.png"))
+    files[epoch_order(len(files), 0, 0)[0]].write_bytes(b"not an image")  # the first process's first
+    options = ("--data.source", folder, *TINY[:4], "--recipe", "ddp", "--trainer.devices", 2, "--data.val_fraction", 0)
+    options += ("--data.batch_size", 16, "--data.num_workers", 0)
+    command = [sys.executable, "-m", "mixer_finetune", "fit", *map(str, options)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env={**environment, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert "can't be decoded" in process.communicate(timeout=120)[1] and process.returncode == 2
+    deadline = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_logger_of_lightning_is_given_with_its_arguments(cli, photos, tmp_path):
     options = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs", "--trainer.logger.name=mine")
     options += ("--trainer.log_every_n_steps", 2)
@@ -213,8 +236,6 @@ def test_a_logger_of_lightning_is_given_with_its_arguments(cli, photos, tmp_path
 
 
 def test_bad_images_stop_the_run_or_are_skipped_and_counted(cli, photos, tmp_path):
-    import shutil
-
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "red" / "003.png").write_bytes(b"not an image")
