@@ -98,7 +98,7 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
     except BaseException as error:
         if trainer.is_global_zero:
             if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
-                launcher.kill(signal.SIGTERM)  # the other processes would wait for this one
+                launcher.kill(signal.SIGTERM)  # on GPUs they would wait for this process; gloo's see it go
             if resume is None:
                 remove_empty_run_folder(run)
             if isinstance(error, SystemExit) and run.is_dir():  # how Lightning ends an interrupted run
