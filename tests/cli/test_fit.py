@@ -44,11 +44,22 @@ def assert_bitwise_equal(first, second):
         assert torch.equal(first[key], second[key]), key
 
 
+@pytest.fixture(scope="module")
+def fitted_digits(environment, tmp_path_factory):
+    """A short run of the digits recipe, and what it printed."""
+    folder = tmp_path_factory.mktemp("digits")
+    command = [sys.executable, "-m", "mixer_finetune", "fit", "--recipe", "digits", *TINY]
+    command += ["--trainer.max_epochs", "1", "--data.batch_size", "128"]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    return run_folder(folder, "digits"), result.stdout
+
+
 @pytest.fixture
-def digits_run(cli, tmp_path):
-    """A short run of the digits recipe."""
-    result = cli("fit", "--recipe", "digits", *TINY, "--trainer.max_epochs", 1, "--data.batch_size", 128, check=0)
-    return run_folder(tmp_path, "digits"), result.stdout
+def digits_run(fitted_digits, tmp_path):
+    """A copy of that run."""
+    run, output = fitted_digits
+    return Path(shutil.copytree(run, tmp_path / "runs" / "digits" / run.name)), output
 
 
 def test_a_run_leaves_the_whole_run_folder_and_replays_to_the_same_weights(digits_run, cli, tmp_path):
