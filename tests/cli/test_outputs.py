@@ -230,5 +230,7 @@ def test_predict_killed_and_resumed_writes_what_one_never_interrupted_writes(run
     assert "--resume" in cli("predict", run, *inputs, "--output", "p.csv", check=2).stderr
     other = cli("predict", run, inputs[1], "--output", "p.csv", "--resume", check=2)
     assert "other images" in other.stderr
+    mixed = cli("predict", run, *inputs, "--output", "p.csv", "--batch_size", 2, "--resume", "--tta", check=2)
+    assert "options or another model" in mixed.stderr
     cli("predict", run, *inputs, "--output", "p.csv", "--batch_size", 2, "--resume", check=0)
     assert (tmp_path / "p.csv").read_text() == (tmp_path / "whole.csv").read_text() and not part.exists()
