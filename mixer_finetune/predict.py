@@ -14,7 +14,6 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.trunk import Backbone
@@ -24,8 +23,7 @@ from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.errors import UserError
 from mixer_finetune.precision import use_fast_float32
-from mixer_finetune.publish.results import prediction_columns
-from mixer_finetune.publish.rows import OUTPUT_SUFFIXES, begin_rows, finish_rows, row_schema
+from mixer_finetune.publish.rows import OUTPUT_SUFFIXES, begin_rows, finish_rows, prediction_columns, row_schema
 from mixer_finetune.runs import UNWRITABLE, write_atomically
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -218,6 +216,8 @@ class _Classifier:
 
 def _explain(backbone: Backbone, images: Tensor, classes: Tensor, files: list[Path]) -> None:
     """Save each image, as the backbone sees it, beside itself with the evidence for a class over it."""
+    from torchvision.transforms.v2.functional import to_pil_image
+
     from mixer_finetune.publish.explain import evidence, overlay
 
     heats = evidence(backbone, images, classes).cpu().numpy()

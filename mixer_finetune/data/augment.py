@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as T
 
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.sampling import AUGMENT, CROP, uniform
@@ -102,16 +100,31 @@ def crop_batch(images: Tensor, boxes: NDArray[np.float64], size: tuple[int, int]
 
 def evaluation_crop(image: Image.Image | Tensor, preprocessing: Preprocessing) -> Image.Image | Tensor:
     """Resize and centre-crop as timm does for evaluation: a PIL image, or a batch (B, c, H, W) of uint8."""
-    size, mode = preprocessing.image_size, InterpolationMode(preprocessing.interpolation)
+    height, width = preprocessing.image_size
+    if isinstance(image, Image.Image):
+        rows, columns = _evaluation_size(image.height, image.width, preprocessing)
+        left, top = round((columns - width) / 2), round((rows - height) / 2)
+        resized = image.resize((columns, rows), _PIL_FILTERS[preprocessing.interpolation])
+        return resized.crop((left, top, left + width, top + height))
+    # Importing torchvision takes as long as importing torch; a predict on photos does without it.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2.functional import center_crop, resize
+
+    target, mode = _evaluation_size(image.shape[-2], image.shape[-1], preprocessing), InterpolationMode(preprocessing.interpolation)
+    return center_crop(resize(image, target, interpolation=mode, antialias=True), [height, width])
+
+
+def _evaluation_size(rows: int, columns: int, preprocessing: Preprocessing) -> list[int]:
+    """Height and width that an image is resized to before the centre crop, rounded as timm rounds them."""
+    size = preprocessing.image_size
     target = [int(side / preprocessing.crop_pct) for side in size]
-    if preprocessing.crop_mode != "squash":
-        if size[0] == size[1]:
-            target = target[:1]  # torchvision's meaning: the shorter side
-        else:
-            width, height = image.size if isinstance(image, Image.Image) else image.shape[:-3:-1]
-            shrink = min(height / target[0], width / target[1])
-            target = [round(height / shrink), round(width / shrink)]
-    return T.center_crop(T.resize(image, target, interpolation=mode, antialias=True), list(size))
+    if preprocessing.crop_mode == "squash":
+        return target
+    if size[0] == size[1]:
+        shorter = min(rows, columns)
+        return [int(target[0] * side / shorter) for side in (rows, columns)]
+    shrink = min(rows / target[0], columns / target[1])
+    return [round(rows / shrink), round(columns / shrink)]
 
 
 def augment_batch(

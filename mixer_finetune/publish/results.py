@@ -19,6 +19,7 @@ from mixer_finetune import __version__
 from mixer_finetune.errors import UserError
 from mixer_finetune.publish.evaluation import Evaluation
 from mixer_finetune.publish.figures import confusion_matrix_figure, learning_curves_figure
+from mixer_finetune.publish.rows import prediction_columns
 from mixer_finetune.runs import write_text
 
 # As people write them.
@@ -113,16 +114,11 @@ def _predictions_csv(rows: np.ndarray, split: Any, names: list[str]) -> str:
     writer.writerow(["index", "file", "label", *prediction_columns(k)])
     for row in rows[np.argsort(rows[:, 0])]:
         index, label, top, probabilities = int(row[0]), int(row[1]), row[2 : 2 + k].astype(int), row[2 + k :]
-        cells = prediction_cells(top, probabilities, names)
+        cells = _prediction_cells(top, probabilities, names)
         writer.writerow([index, split.image_name(index), names[label], *cells])
     return text.getvalue()
 
 
-def prediction_columns(k: int) -> list[str]:
-    """Column names of the k most probable labels."""
-    return [name for i in range(1, k + 1) for name in (f"label_{i}", f"probability_{i}")]
-
-
-def prediction_cells(top: Any, probabilities: Any, names: list[str]) -> list[str]:
+def _prediction_cells(top: Any, probabilities: Any, names: list[str]) -> list[str]:
     """Cells of the k most probable labels: name and probability in turn."""
     return [cell for i, p in zip(top, probabilities, strict=True) for cell in (names[int(i)], f"{float(p):.6f}")]

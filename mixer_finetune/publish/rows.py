@@ -16,10 +16,14 @@ from pyarrow import csv, parquet
 
 from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
-from mixer_finetune.publish.results import prediction_columns
 from mixer_finetune.runs import write_atomically
 
 OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+def prediction_columns(k: int) -> list[str]:
+    """Column names of the k most probable labels."""
+    return [name for i in range(1, k + 1) for name in (f"label_{i}", f"probability_{i}")]
 
 
 def row_schema(k: int, features: bool, computed_by: str) -> pa.Schema:

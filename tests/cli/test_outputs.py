@@ -189,6 +189,18 @@ def test_predict_writes_each_form_with_features_and_a_row_for_a_bad_image(run, c
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_predict_imports_torch_but_neither_lightning_nor_torchvision(run, photos, environment, tmp_path):
+    """Each takes as long to import as torch."""
+    code = (
+        "import sys; from mixer_finetune.cli import main\n"
+        f"assert main({['predict', str(run), str(photos), '--output', 'p.csv']!r}) == 0\n"
+        "assert 'torch' in sys.modules and not {'lightning', 'torchvision', 'matplotlib'} & set(sys.modules), 'heavy import'"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_predict_compiled_and_in_bf16_gives_the_same_answers(run, cli, photos, tmp_path):
     cli("predict", run, photos, "--output", "plain.csv", check=0)
     cli("predict", run, photos, "--output", "fast.csv", "--compile", "--precision", "bf16-mixed", "--batch_size", 32, check=0)
