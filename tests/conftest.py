@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+import forked
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -35,19 +37,30 @@ def own_cache(monkeypatch, tmp_path_factory, environment):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(environment["HF_HOME"]) / "datasets")
 
 
+def program(folder, environment, *arguments, timeout=240):
+    """Run `python -m mixer_finetune ...` as users do, which ddp needs, because it starts that command again."""
+    command = [sys.executable, "-m", "mixer_finetune", *map(str, arguments)]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
 @pytest.fixture
-def cli(environment, tmp_path):
-    """Run `python -m mixer_finetune ...` in an empty folder."""
+def begin(environment, tmp_path):
+    """Begin `mixer-finetune ...` in an empty folder: a process that leads a group of its own."""
+
+    def start(*arguments, **changes):
+        return forked.start(forked.command, tuple(map(str, arguments)), {**environment, **changes}, tmp_path)
+
+    return start
+
+
+@pytest.fixture
+def cli(begin):
+    """Run `mixer-finetune ...` in an empty folder."""
 
     def run(*arguments, timeout=240, check=None, **changes):
-        result = subprocess.run(
-            [sys.executable, "-m", "mixer_finetune", *map(str, arguments)],
-            cwd=tmp_path,
-            env={**environment, **changes},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        result = begin(*arguments, **changes).finished(timeout)
         if check is not None:
             assert result.returncode == check, result.stdout + result.stderr
         return result
@@ -96,8 +109,8 @@ FIT = (
 def fitted(folder, environment, *options):
     """The run folder of a short fit on photos in a folder whose path nobody else should learn."""
     photos = make_photos(folder / "private_place" / "shapes", {"blue": 12, "green": 12, "red <b>": 12})
-    command = [sys.executable, "-m", "mixer_finetune", "fit", "--data.source", str(photos), *options, *FIT]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    arguments = ("fit", "--data.source", str(photos), *options, *FIT)
+    result = forked.start(forked.command, arguments, environment, folder).finished(300)
     assert result.returncode == 0, result.stdout + result.stderr
     (run,) = (folder / "runs" / "custom").iterdir()
     return run

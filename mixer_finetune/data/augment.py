@@ -110,8 +110,9 @@ def evaluation_crop(image: Image.Image | Tensor, preprocessing: Preprocessing) -
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2.functional import center_crop, resize
 
-    target, mode = _evaluation_size(image.shape[-2], image.shape[-1], preprocessing), InterpolationMode(preprocessing.interpolation)
-    return center_crop(resize(image, target, interpolation=mode, antialias=True), [height, width])
+    target = _evaluation_size(image.shape[-2], image.shape[-1], preprocessing)
+    resized = resize(image, target, interpolation=InterpolationMode(preprocessing.interpolation), antialias=True)
+    return center_crop(resized, [height, width])
 
 
 def _evaluation_size(rows: int, columns: int, preprocessing: Preprocessing) -> list[int]:

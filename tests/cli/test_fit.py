@@ -15,18 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from conftest import program
 from mixer_finetune.data.sampling import epoch_order
 
 TINY = (
-    "--model.backbone",
-    "mixer_nano_32",
-    "--trainer.accelerator",
-    "cpu",
-    "--trainer.devices",
-    "1",
-    "--model.warmup_steps",
-    "2",
-)
+    "--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--model.warmup_steps", "2",
+)  # fmt: skip
 
 
 def run_folder(tmp_path, name):
@@ -48,10 +42,8 @@ def assert_bitwise_equal(first, second):
 def fitted_digits(environment, tmp_path_factory):
     """A short run of the digits recipe, and what it printed."""
     folder = tmp_path_factory.mktemp("digits")
-    command = [sys.executable, "-m", "mixer_finetune", "fit", "--recipe", "digits", *TINY]
-    command += ["--trainer.max_epochs", "1", "--data.batch_size", "128"]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+    options = ("--recipe", "digits", *TINY, "--trainer.max_epochs", 1, "--data.batch_size", 128)
+    result = program(folder, environment, "fit", *options)
     return run_folder(folder, "digits"), result.stdout
 
 
@@ -101,7 +93,7 @@ def test_a_run_leaves_the_whole_run_folder_and_replays_to_the_same_weights(digit
     assert "label_3" not in predicted[0]
 
 
-def test_a_run_killed_at_any_instant_and_resumed_ends_with_bitwise_the_same_weights(cli, photos, environment, tmp_path):
+def test_a_run_killed_at_any_instant_and_resumed_ends_with_bitwise_the_same_weights(cli, begin, photos, tmp_path):
     """Photos are decoded by workers, in micro-batches, with every random thing switched on."""
     options = (
         "--data.source", photos, *TINY, "--trainer.max_epochs", 4, "--data.batch_size", 8, "--data.micro_batch_size", 4,
@@ -112,15 +104,15 @@ def test_a_run_killed_at_any_instant_and_resumed_ends_with_bitwise_the_same_weig
     cli("fit", *options, "--name", "whole", check=0)
     whole = run_folder(tmp_path, "whole")
 
-    command = [sys.executable, "-m", "mixer_finetune", "fit", *map(str, options), "--name", "killed"]
+    command = ("fit", *options, "--name", "killed")
     for kill_after in (2, 9, 14):  # steps; an epoch has 5, so inside the first, the second and the third
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        process = begin(*command).process
         _wait_for_step(tmp_path / "runs" / "killed", kill_after, process)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.join()
         killed = run_folder(tmp_path, "killed")
         assert not (killed / "results.json").exists(), "the run ended before it could be killed"
-        command = [sys.executable, "-m", "mixer_finetune", "fit", "--resume", str(killed)]
+        command = ("fit", "--resume", killed)
     resumed = cli("fit", "--resume", killed, check=0)
     assert "resuming   at step" in resumed.stdout
     assert_bitwise_equal(weights(whole), weights(killed))
@@ -133,7 +125,7 @@ def _wait_for_step(parent: Path, step: int, process, seconds=120):
     """Until a checkpoint of that step or a later one is there."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.is_alive(), "the run ended before it could be killed"
         for path in parent.glob("*/checkpoints/last.ckpt"):
             if torch.load(path, weights_only=True)["global_step"] >= step:
                 return
@@ -151,30 +143,15 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_is_used(cli, digi
     assert_bitwise_equal(before, weights(run))
 
 
-def test_two_processes_give_the_result_of_one(cli, tmp_path):
+def test_two_processes_give_the_result_of_one(cli, environment, tmp_path):
     options = (
-        "--recipe",
-        "digits",
-        "--model.backbone",
-        "mixer_nano_32",
-        "--trainer.accelerator",
-        "cpu",
-        "--data.batch_size",
-        128,
-    )
-    options += (
-        "--model.warmup_steps",
-        2,
-        "--trainer.max_epochs",
-        2,
-        "--data.micro_batch_size",
-        40,
-        "--model.drop_path",
-        0.1,
-    )
+        "--recipe", "digits", "--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu", "--data.batch_size", 128,
+        "--model.warmup_steps", 2, "--trainer.max_epochs", 2, "--data.micro_batch_size", 40, "--model.drop_path", 0.1,
+    )  # fmt: skip
     # best.ckpt is read by both processes, from the folder that the first one made.
     options += ("--weights", "best")
-    cli("fit", *options, "--recipe", "ddp", "--trainer.devices", 2, "--name", "two", check=0, OMP_NUM_THREADS="1")
+    one_thread = {**environment, "OMP_NUM_THREADS": "1"}
+    program(tmp_path, one_thread, "fit", *options, "--recipe", "ddp", "--trainer.devices", 2, "--name", "two")
     cli("fit", *options, "--trainer.devices", 1, "--name", "one", check=0)
     two, one = run_folder(tmp_path, "two"), run_folder(tmp_path, "one")
     results = [json.loads((run / "results.json").read_text()) for run in (two, one)]
@@ -250,18 +227,8 @@ def test_bad_images_stop_the_run_or_are_skipped_and_counted(cli, photos, tmp_pat
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     (folder / "red" / "003.png").write_bytes(b"not an image")
-    options = (
-        "fit",
-        "--data.source",
-        folder,
-        *TINY,
-        "--trainer.max_epochs",
-        1,
-        "--data.num_workers",
-        1,
-        "--data.batch_size",
-        8,
-    )
+    options = ("fit", "--data.source", folder, *TINY, "--trainer.max_epochs", 1, "--data.batch_size", 8)
+    options += ("--data.num_workers", 1)
     stopped = cli(*options, check=2)
     assert "003.png can't be decoded" in stopped.stderr and "--data.on_bad_image skip" in stopped.stderr
     assert not (tmp_path / "runs").exists()

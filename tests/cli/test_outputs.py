@@ -226,16 +226,15 @@ def test_predict_refuses_in_one_line(run, cli, photos, words, says):
     assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
 
 
-def test_predict_killed_and_resumed_writes_what_one_never_interrupted_writes(run, cli, photos, environment, tmp_path):
+def test_predict_killed_and_resumed_writes_what_one_never_interrupted_writes(run, cli, begin, photos, tmp_path):
     inputs = [str(photos / name) for name in ("red", "blue", "green")] * 20  # 960 images
     cli("predict", run, *inputs, "--output", "whole.csv", "--batch_size", 2, check=0)
-    command = [sys.executable, "-m", "mixer_finetune", "predict", str(run), *inputs, "--output", "p.csv", "--batch_size", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    process = begin("predict", run, *inputs, "--output", "p.csv", "--batch_size", 2).process
     part = tmp_path / "p.csv.part"
-    while process.poll() is None and not (part.exists() and part.stat().st_size > 20_000):
+    while process.is_alive() and not (part.exists() and part.stat().st_size > 20_000):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     assert part.exists() and not (tmp_path / "p.csv").exists(), "it ended before it could be killed"
     with open(part, "ab") as file:
         file.write(b"\xff\xff\xff\xff torn")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hub import forked
+import forked
+from hub import loading
 from hub.server import HubServer
 
 ASSETS = Path(__file__).resolve().parents[2] / "mixer_finetune" / "assets"
@@ -27,7 +28,7 @@ def hub():
 def hub_environment(hub, environment, tmp_path_factory):
     """The environment of a user of that Hub who is not logged in, with caches of his own and short time limits.
 
-    Of the real commands too: `cli("push", ..., **hub_environment, HF_TOKEN=user.token)`.
+    Of other commands too: `cli("fit", ..., **hub_environment, HF_TOKEN=user.token)`.
     """
     return {
         **environment,
@@ -41,10 +42,10 @@ def hub_environment(hub, environment, tmp_path_factory):
 
 @pytest.fixture
 def forked_run(hub, hub_environment, tmp_path):
-    """Run a function of `forked` in front of the Hub, in an empty folder; no token may show in what it prints."""
+    """Run a function in a process of its own in front of the Hub, in an empty folder; no token may show in what it prints."""
 
     def run(target, *arguments, timeout=120, **changes):
-        result = forked.run(target, arguments, {**hub_environment, **changes}, tmp_path, timeout)
+        result = forked.start(target, arguments, {**hub_environment, **changes}, tmp_path).finished(timeout)
         for token in hub.users:
             assert token not in result.stdout + result.stderr
         return result
@@ -54,7 +55,7 @@ def forked_run(hub, hub_environment, tmp_path):
 
 @pytest.fixture
 def command(forked_run):
-    """Run `python -m mixer_finetune ...`, quickly."""
+    """Run `mixer-finetune ...` in front of the Hub."""
 
     def run(*arguments, check=None, **changes):
         result = forked_run(forked.command, *map(str, arguments), **changes)
@@ -71,7 +72,7 @@ def load(forked_run):
 
     def run(model=None, data=None, *, model_revision=None, data_revision=None, data_config=None, **changes):
         asked = ((model, model_revision) if model else None, (data, data_revision, data_config) if data else None)
-        result = forked_run(forked.load, *asked, **changes)
+        result = forked_run(loading.load, *asked, **changes)
         if result.returncode == 0:
             return {**json.loads(result.stdout), "notes": result.stderr}
         assert result.returncode == 2, result.stderr

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 
 from hub.faults import cut, drop, flip, stall, status
-from hub.forked import weights_hash
+from hub.loading import weights_hash
 
 WEIGHTS = r"model\.safetensors"
 STORED = r"^/objects/.*safetensors"

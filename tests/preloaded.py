@@ -16,5 +16,7 @@ def _without_transformers(name: str) -> str:
 
 
 with mock.patch.object(metadata, "version", _without_transformers):
+    import pandas  # noqa: F401, as datasets does
+
     import mixer_finetune.engine
     import mixer_finetune.predict  # noqa: F401

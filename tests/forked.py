@@ -1,0 +1,75 @@
+"""Real commands without the seconds that importing torch takes: each runs in a fork of a process that has imported it.
+
+The Hub's clients read the environment when they are imported, so that process leaves them out and each fork imports its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+from unittest import mock
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["preloaded"])
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process that leads a group of its own, and the files that take what it prints."""
+
+    process: BaseProcess
+    logs: list[Path]
+
+    def finished(self, timeout: float) -> CompletedProcess[str]:
+        """Wait for it.
+
+        Raises:
+            TimeoutError: After so many seconds; it is killed then.
+        """
+        self.process.join(timeout)
+        printed = [log.read_text() for log in self.logs]
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            raise TimeoutError(f"it still ran after {timeout} s: {printed}")
+        assert self.process.exitcode is not None
+        return CompletedProcess((), self.process.exitcode, *printed)
+
+
+def start(target: Callable[..., int], arguments: tuple[Any, ...], environment: dict[str, str], folder: Path) -> Running:
+    """Begin `target(*arguments)`, a function of a module, in an environment and a folder; what it returns is the status."""
+    stem = str(time.monotonic_ns())
+    logs = [folder.parent / f"{folder.name}-{stem}.{name}" for name in ("out", "err")]
+    process = _context.Process(target=_enter, args=(target, arguments, environment, folder, logs))
+    with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parent)):  # it takes no other note of sys.path
+        process.start()
+    return Running(process, logs)
+
+
+def _enter(
+    target: Callable[..., int], arguments: tuple[Any, ...], environment: dict[str, str], folder: Path, logs: list[Path]
+) -> None:
+    assert "huggingface_hub" not in sys.modules
+    os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]  # workers start as they do for users
+    for stream, log in zip((sys.stdout, sys.stderr), logs, strict=True):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.exit(target(*arguments))
+
+
+def command(*arguments: str) -> int:
+    """As `python -m mixer_finetune ARGUMENTS`."""
+    from mixer_finetune.cli import main
+
+    return main(list(arguments))
