@@ -150,7 +150,7 @@ class MixerClassifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, c, S, T), normalised, to logits (B, classes)."""
-        return self.backbone(images)
+        return self.backbone(images.to(self.dtype))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The share of the global batch's mean cross-entropy that this micro-batch contributes."""
@@ -158,13 +158,14 @@ class MixerClassifier(pl.LightningModule):
         if self.drop_path:
             positions = batch.first + np.arange(len(batch.indices))
             blocks = len(self.backbone.blocks)
-            keep = drop_path_factors(self.drop_path, blocks, self.seed, self.global_step, positions, self.device)
+            keep = drop_path_factors(self.drop_path, blocks, self.seed, self.global_step, positions, self.device).to(self.dtype)
+        images = batch.images.to(self.dtype)  # not float32 in 64-true and bf16-true
         if self.freeze_backbone:
             with torch.no_grad():
-                features = self.backbone.forward_pre_logits(batch.images)
+                features = self.backbone.forward_pre_logits(images)
             logits = self.backbone.head(features)
         else:
-            logits = self.backbone(batch.images, keep)  # (b, classes)
+            logits = self.backbone(images, keep)  # (b, classes)
         total = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing, reduction="sum")
         self._window.add(total, logits, batch.labels)
         self.logged = self._log_is_due(batch_idx)
@@ -223,8 +224,11 @@ class MixerClassifier(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics and keep the predictions, over the whole split and all devices."""
+        table = self.predictions.compute()
+        if not len(table):
+            raise UserError("no image of the split could be decoded: look at them, or change --data.source")
+        self.test_table = table.cpu()
         self.log_dict(self.test_metrics.compute())
-        self.test_table = self.predictions.compute().cpu()
         self.test_metrics.reset()
         self.predictions.reset()
 

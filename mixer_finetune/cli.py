@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ other data of the same classes, --model.image_size at another resolution, --trai
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 interrupted, 2 a mistake that the user can mend."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _share_the_cores()
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
@@ -69,6 +71,16 @@ def main(arguments: list[str] | None = None) -> int:
         place = error.filename2 or error.filename or "a file"
         print(f"error: {place} can't be written ({error.strerror}): free the disk, or choose another place", file=sys.stderr)
         return 2
+
+
+def _share_the_cores() -> None:
+    """Have torch's threads wait asleep for each other; by default they spin, which halves the speed beside other programs.
+
+    GNU's OpenMP reads the setting when torch is imported. Where nothing else runs it costs nothing
+    (tests/benchmarks/busy_cores.py).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _dispatch(arguments: list[str]) -> int:

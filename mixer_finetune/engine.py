@@ -254,6 +254,7 @@ def _quiet() -> None:
         ".*but CUDA.*|.*GPU available but not used.*",
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
         ".*Total length of `.*` across ranks is zero.*",
+        ".*method of metric .* was called before.*",  # where no image could be decoded, which is said
         ".*dataloader is not resumable.*",  # it is, by its own means: see ImageDataModule
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -36,12 +36,12 @@ def public_name(source: str, revision: str | None) -> str:
     return Path(source.partition("?")[0]).name
 
 
-def model_card(run: Path, repo_id: str = "user/name") -> str:
+def model_card(run: Path, repo_id: str | None = None) -> str:
     """The card of a run's model as Markdown, with the metadata that the Hub reads.
 
     Args:
         run: Run folder of a finished fit.
-        repo_id: Where the model will be.
+        repo_id: Where the model will be, if that is known.
 
     Raises:
         UserError: Not a run folder, or the run did not finish.
@@ -50,11 +50,12 @@ def model_card(run: Path, repo_id: str = "user/name") -> str:
     backbone = load_backbone(run / "model")
     evaluation = Evaluation.read(run / "predictions.csv", results["classes"]) if results["metrics"] else None
     data_name = public_name(results["data"]["source"], results["data"]["revision"])
+    title = repo_id.split("/")[-1] if repo_id else f"{backbone.architecture} on {data_name}"
     parts = [
-        f"---\n{_metadata(results, backbone, repo_id, data_name)}\n---",
-        f"# {repo_id.split('/')[-1]}",
+        f"---\n{_metadata(results, backbone, title, data_name)}\n---",
+        f"# {title}",
         _purpose(results, backbone, data_name),
-        "## Use\n\n" + _usage(backbone, repo_id),
+        "## Use\n\n" + _usage(backbone, repo_id or "user/name"),
     ]
     if evaluation:
         parts += ["## Results\n\n" + _results(results, evaluation), "## Limitations\n\n" + _limitations(results, evaluation)]
@@ -62,7 +63,7 @@ def model_card(run: Path, repo_id: str = "user/name") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(results: dict[str, Any], backbone: Backbone, repo_id: str, data_name: str) -> str:
+def _metadata(results: dict[str, Any], backbone: Backbone, title: str, data_name: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     start, data, portable = results["backbone"], results["data"], not beyond_timm(backbone)
@@ -87,7 +88,7 @@ def _metadata(results: dict[str, Any], backbone: Backbone, repo_id: str, data_na
         license=start.get("license"),
         datasets=[data["source"]] if data["revision"] else None,
         base_model=start["source"].partition(":")[0] if start.get("revision") else None,
-        model_name=repo_id.split("/")[-1],
+        model_name=title,
         eval_results=metrics or None,
     )
     return card.to_yaml()

@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--backbone", default="mixer_nano")
     parser.add_argument("--scratch", default="mixer_nano_32", help="the backbone's architecture")
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 24, 48, 64])
+    rows = [*METHODS[1:], "scratch"]  # without auto, which is one of them
+    parser.add_argument("--methods", nargs="+", default=rows, choices=rows)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.03)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -76,9 +78,10 @@ def main() -> None:
     print("| | right after | fine-tuned |\n|-|-|-|")
     print(row(options, "own size, image resizing", options.backbone, None, "auto"), flush=True)
     for size in options.sizes:
-        for method in METHODS[1:]:  # without auto, which is one of them
-            print(row(options, f"{size} px, {method}", options.backbone, size, method), flush=True)
-        if options.steps:
+        for method in options.methods:
+            if method != "scratch":
+                print(row(options, f"{size} px, {method}", options.backbone, size, method), flush=True)
+        if options.steps and "scratch" in options.methods:
             print(row(options, f"{size} px, from scratch", options.scratch, size, "interpolate"), flush=True)
 
 

@@ -147,6 +147,7 @@ def test_two_processes_give_the_result_of_one(cli, environment, tmp_path):
     options = (
         "--recipe", "digits", "--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu", "--data.batch_size", 128,
         "--model.warmup_steps", 2, "--trainer.max_epochs", 2, "--data.micro_batch_size", 40, "--model.drop_path", 0.1,
+        "--trainer.precision", "64-true",
     )  # fmt: skip
     # best.ckpt is read by both processes, from the folder that the first one made.
     options += ("--weights", "best")
@@ -158,9 +159,17 @@ def test_two_processes_give_the_result_of_one(cli, environment, tmp_path):
     assert results[0]["devices"] == 2 and results[0]["samples"] == results[1]["samples"] == 359
     assert results[0]["steps"] == results[1]["steps"] == 22
     for key, value in weights(one).items():
-        assert torch.allclose(weights(two)[key], value, atol=2e-4, rtol=1e-3), key
+        assert (weights(two)[key] - value).abs().max() < 1e-12, key
     with open(two / "predictions.csv") as file:
         assert len(file.readlines()) == 360
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_other_precisions_train_and_evaluate(cli, photos, tmp_path, precision):
+    options = ("--data.source", photos, *TINY, "--trainer.max_epochs", 1, "--data.batch_size", 8, "--model.drop_path", 0.1)
+    cli("fit", *options, "--trainer.precision", precision, "--data.num_workers", 0, check=0)
+    kept = {value.dtype for value in weights(run_folder(tmp_path, "custom")).values()}
+    assert kept == {torch.bfloat16 if precision == "bf16-true" else torch.float32}
 
 
 def test_the_best_weights_are_evaluated_and_exported_where_asked_for(cli, photos, tmp_path):
@@ -234,8 +243,15 @@ def test_bad_images_stop_the_run_or_are_skipped_and_counted(cli, photos, tmp_pat
     assert not (tmp_path / "runs").exists()
     skipped = cli(*options, "--data.on_bad_image", "skip", check=0)
     assert "skipped 1 image(s)" in skipped.stdout
-    results = json.loads((run_folder(tmp_path, "custom") / "results.json").read_text())
-    assert "003.png" in results["bad_images"][0]
+    run = run_folder(tmp_path, "custom")
+    assert "003.png" in json.loads((run / "results.json").read_text())["bad_images"][0]
+    for file in photos.rglob("*.png"):
+        bad = tmp_path / "bad" / "test" / file.relative_to(photos)
+        bad.parent.mkdir(parents=True, exist_ok=True)
+        bad.write_bytes(b"not an image")
+    shutil.copytree(photos, tmp_path / "bad" / "train")
+    nothing = cli("test", run, "--data.source", tmp_path / "bad", check=2)
+    assert nothing.stderr == "error: no image of the split could be decoded: look at them, or change --data.source\n"
 
 
 def test_predict_classifies_files_and_folders_and_names_what_is_not_there(cli, digits_run, photos, tmp_path):
