@@ -159,10 +159,13 @@ def plan_resize(
     if method not in METHODS:
         raise UserError(f"--model.resize must be one of {', '.join(METHODS)}, got '{method}'")
     size = image_size or old.image_size
+    rows, columns = old.grid
+    side = size[0] // rows
+    keeps_grid = side > 0 and (side * rows, side * columns) == size and patch_size in (None, side)
+    if method == "auto" and keeps_grid and side < old.patch_size and not old.trained_grid:
+        method = "patch"
     if method == "patch":
-        rows, columns = old.grid
-        side = size[0] // rows
-        if side < 1 or (side * rows, side * columns) != size or patch_size not in (None, side):
+        if not keeps_grid:
             sizes = ", ".join(f"{p * rows} x {p * columns}" for p in range(max(side - 1, 1), side + 3))
             raise UserError(
                 f"--model.resize patch keeps the {rows} x {columns} tokens, so the image must be a multiple: use {sizes}"
@@ -178,7 +181,7 @@ def plan_resize(
     if new.grid == trained:
         return replace(new, trained_grid=None), "patch" if new.patch_size != old.patch_size else "none"
     if method == "auto":
-        method = "features" if old.trained_grid else AUTO
+        method = "features" if old.trained_grid else "interpolate"
     elif method != "features" and old.trained_grid:
         raise UserError("weights that were fine-tuned with --model.resize features can only be resized by features")
     if method == "features":
@@ -190,16 +193,12 @@ def plan_resize(
     return new, method
 
 
-# What `auto` comes to where the grid changes.
-AUTO = "interpolate"
-
-
 def auto_reason(method: str, old: Geometry, new: Geometry) -> str:
     """Why "auto" came to a method, for the user, as tests/benchmarks/resize_methods.py measured (docs/measurements.md)."""
-    if method == "interpolate" and math.prod(new.grid) < math.prod(old.grid):
-        return "fewer tokens, and so faster; --model.resize patch keeps their number, and was more accurate for smaller images"
+    if method == "patch" and new.image_size != old.image_size:
+        return "the most accurate for smaller images; interpolate has fewer tokens, and so is faster, and loads in timm"
     return {
-        "interpolate": "it takes every size, and none was better after fine-tuning",
+        "interpolate": "it takes every size, and for larger images none was better after fine-tuning",
         "features": "the weights were fine-tuned with it",
         "patch": "the number of tokens stays",
     }.get(method, "only the channels change")

@@ -184,6 +184,23 @@ def test_what_timm_cannot_express_loads_with_us_again(options, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("size", "patch_size", "method", "grid"),
+    [
+        (24, None, "patch", (8, 8)),
+        ((24, 32), None, "interpolate", (6, 8)),  # patches are square
+        (20, None, "interpolate", (5, 5)),  # no whole number of pixels a patch
+        (24, 4, "interpolate", (6, 6)),
+        (48, None, "interpolate", (12, 12)),
+        (48, 6, "patch", (8, 8)),
+        ((16, 64), None, "interpolate", (4, 16)),
+    ],
+)
+def test_auto_keeps_the_tokens_of_smaller_images_and_interpolates_the_rest(size, patch_size, method, grid):
+    model = load_backbone("mixer_nano", image_size=size, patch_size=patch_size)
+    assert model.origin["resized"]["method"] == method and model.geometry.grid == grid
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"image_size": 48, "resize": "block_diagonal"}, "whole multiples of the trained 8 x 8 tokens, got 12 x 12"),
