@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.data.batches import Batch
-from mixer_finetune.errors import UserError
+from mixer_finetune.errors import NoImagesError, UserError
 from mixer_finetune.metrics import MacroF1
 from mixer_finetune.publish.model_folder import model_config
 from mixer_finetune.transfer.optimization import build_optimizer, drop_path_factors, warmup_cosine
@@ -154,19 +154,18 @@ class MixerClassifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The share of the global batch's mean cross-entropy that this micro-batch contributes."""
-        keep = None
+        keep, images = None, batch.images.to(self.dtype)  # not float32 in 64-true and bf16-true
         if self.drop_path:
             positions = batch.first + np.arange(len(batch.indices))
             blocks = len(self.backbone.blocks)
-            keep = drop_path_factors(self.drop_path, blocks, self.seed, self.global_step, positions, self.device).to(self.dtype)
-        images = batch.images.to(self.dtype)  # not float32 in 64-true and bf16-true
+            keep = drop_path_factors(self.drop_path, blocks, self.seed, self.global_step, positions, images)
         if self.freeze_backbone:
             with torch.no_grad():
                 features = self.backbone.forward_pre_logits(images)
             logits = self.backbone.head(features)
         else:
             logits = self.backbone(images, keep)  # (b, classes)
-        total = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing, reduction="sum")
+        total = F.cross_entropy(_at_least_float32(logits), batch.labels, label_smoothing=self.label_smoothing, reduction="sum")
         self._window.add(total, logits, batch.labels)
         self.logged = self._log_is_due(batch_idx)
         if self.logged:  # nothing else of a step waits for the device
@@ -204,18 +203,34 @@ class MixerClassifier(pl.LightningModule):
         """Update the dev metrics."""
         if not len(batch.labels):  # none of its images could be decoded
             return
-        self.val_metrics.update(self(batch.images).float(), batch.labels)
+        self.val_metrics.update(_at_least_float32(self(batch.images)), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the dev metrics, over the whole split and all devices."""
+        """Log the dev metrics, over the whole split and all devices.
+
+        Raises:
+            NoImagesError: There is nothing to measure.
+        """
+        self._require_updates(self.val_metrics, "dev")
         self.log_dict(self.val_metrics.compute())
         self.val_metrics.reset()
+
+    def _require_updates(self, metrics: MetricCollection, split: str) -> None:
+        own = sum(metric.update_count for metric in metrics.values(copy_state=False))
+        if not self.trainer.sanity_checking and not self.trainer.strategy.reduce(
+            torch.tensor(own, device=self.device), reduce_op="sum"
+        ):
+            raise NoImagesError(f"no image of the {split} split could be decoded: look at them, or change --data.source")
+
+    def on_test_epoch_start(self) -> None:
+        """Keep indices exact in the table of predictions, which is given the model's type in bf16-true."""
+        self.predictions.set_dtype(torch.float32)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the test metrics and the table of predictions."""
         if not len(batch.labels):
             return
-        logits = self(batch.images).float()  # (b, classes)
+        logits = _at_least_float32(self(batch.images))  # (b, classes)
         self.test_metrics.update(logits, batch.labels)
         top = logits.softmax(-1).topk(min(TOP_K, logits.shape[-1]))
         index = torch.from_numpy(batch.indices).to(logits.device)
@@ -223,12 +238,14 @@ class MixerClassifier(pl.LightningModule):
         self.predictions.update(torch.cat([part.float() for part in row], dim=1))
 
     def on_test_epoch_end(self) -> None:
-        """Log the test metrics and keep the predictions, over the whole split and all devices."""
-        table = self.predictions.compute()
-        if not len(table):
-            raise UserError("no image of the split could be decoded: look at them, or change --data.source")
-        self.test_table = table.cpu()
+        """Log the test metrics and keep the predictions, over the whole split and all devices.
+
+        Raises:
+            NoImagesError: There is nothing to measure.
+        """
+        self._require_updates(self.test_metrics, "evaluated")
         self.log_dict(self.test_metrics.compute())
+        self.test_table = self.predictions.compute().cpu()
         self.test_metrics.reset()
         self.predictions.reset()
 
@@ -252,6 +269,10 @@ class MixerClassifier(pl.LightningModule):
         """Go on with the loss and accuracy that were being gathered."""
         if checkpoint["window"] is not None:
             self._window.sums = checkpoint["window"].to(self.device)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class _Window:

@@ -20,7 +20,7 @@ from mixer_finetune.backbones.formats import load_checkpoint
 from mixer_finetune.checkpoints import checkpoint_callbacks, resume_point
 from mixer_finetune.classifier import MixerClassifier
 from mixer_finetune.data.module import ImageDataModule
-from mixer_finetune.errors import UserError
+from mixer_finetune.errors import NoImagesError, UserError
 from mixer_finetune.options import as_yaml, known_options, plain_error, run_parser
 from mixer_finetune.precision import use_fast_float32
 from mixer_finetune.progress import MetricsFile, RunProgress, say
@@ -90,7 +90,11 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
         spent = {"all": metrics_file.seconds, "fit": seconds, **_clocks(trainer, data)}
         if data.evaluation_role is not None:
             started = time.perf_counter()
-            trainer.test(model, data, verbose=False)
+            try:
+                trainer.test(model, data, verbose=False)
+            except NoImagesError as error:  # what was trained is not lost for that
+                say(f"not evaluated: {error}")
+                data.evaluation_role = None
             spent["test"] = time.perf_counter() - started
         data.gather_bad_images()
         if trainer.is_global_zero:
@@ -254,7 +258,7 @@ def _quiet() -> None:
         ".*but CUDA.*|.*GPU available but not used.*",
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
         ".*Total length of `.*` across ranks is zero.*",
-        ".*method of metric .* was called before.*",  # where no image could be decoded, which is said
+        ".*method of metric .* was called before.*",  # by a process without images; all of them together are looked at
         ".*dataloader is not resumable.*",  # it is, by its own means: see ImageDataModule
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2 (`--debug` shows the traceback).
     """
+
+
+class NoImagesError(UserError):
+    """No image of a split could be decoded."""

@@ -118,7 +118,10 @@ def predict(
         raise UserError(f"--explain {explain} is a file: give a folder for the pictures")
     images = _split(source, split) if source else _file_split(image_files(inputs))
 
-    backbone = load_backbone(model).eval()
+    try:
+        backbone = load_backbone(model).eval()
+    except UserError as error:  # which names the option of fit
+        raise UserError(str(error).replace("--model.backbone", "predict's first word")) from error
     if backbone.num_classes == 0:
         raise UserError(f"{model} has no head: it can't classify")
     where = _device(device)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see cli.py; torch reads it when it is imported
 
 import torch
 from PIL import Image

@@ -1,12 +1,15 @@
 """Real commands without the seconds that importing torch takes: each runs in a fork of a process that has imported it.
 
 The Hub's clients read the environment when they are imported, so that process leaves them out and each fork imports its own.
+What torch reads when it is imported (OMP_NUM_THREADS) can't be changed for a fork, and all have one seed of string hashes:
+where that matters, `conftest.program` starts a process anew.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -37,7 +40,7 @@ class Running:
         self.process.join(timeout)
         printed = [log.read_text() for log in self.logs]
         if self.process.is_alive():
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # with its workers
             self.process.join()
             raise TimeoutError(f"it still ran after {timeout} s: {printed}")
         assert self.process.exitcode is not None
@@ -48,6 +51,8 @@ def start(target: Callable[..., int], arguments: tuple[Any, ...], environment: d
     """Begin `target(*arguments)`, a function of a module, in an environment and a folder; what it returns is the status."""
     stem = str(time.monotonic_ns())
     logs = [folder.parent / f"{folder.name}-{stem}.{name}" for name in ("out", "err")]
+    for log in logs:
+        log.touch()
     process = _context.Process(target=_enter, args=(target, arguments, environment, folder, logs))
     with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parent)):  # it takes no other note of sys.path
         process.start()
@@ -57,11 +62,11 @@ def start(target: Callable[..., int], arguments: tuple[Any, ...], environment: d
 def _enter(
     target: Callable[..., int], arguments: tuple[Any, ...], environment: dict[str, str], folder: Path, logs: list[Path]
 ) -> None:
-    assert "huggingface_hub" not in sys.modules
+    assert "mixer_finetune.engine" in sys.modules and "huggingface_hub" not in sys.modules
     os.setsid()
     multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]  # workers start as they do for users
     for stream, log in zip((sys.stdout, sys.stderr), logs, strict=True):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), stream.fileno())
+        os.dup2(os.open(log, os.O_WRONLY), stream.fileno())
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

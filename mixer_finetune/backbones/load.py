@@ -130,7 +130,7 @@ def read_model(source: str, revision: str | None = None) -> tuple[dict[str, Any]
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise UserError(
         f"no backbone '{source}'{hint}: expected a Hub id (user/name or user/name:file), "
-        f"a run or model folder, a file of weights, or one of {', '.join([*BUNDLED, *VARIANTS])}"
+        f"a run or model folder, a file of weights, or one of {', '.join([*BUNDLED, *VARIANTS])}; change --model.backbone"
     )
 
 
@@ -148,7 +148,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config_file = folder / "config.json"
     for file, name in ((config_file.is_file(), "config.json"), (files, WEIGHT_FILES[0])):
         if not file:
-            raise UserError(f"{folder} is not a model folder: it has no {name}")
+            raise UserError(f"{folder} is not a model folder: it has no {name}; change --model.backbone")
     return _read_config(config_file), read_weights(files[0])[1]
 
 

@@ -41,9 +41,7 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def drop_path_factors(
-    rate: float, num_blocks: int, seed: int, step: int, positions: np.ndarray, device: torch.device
-) -> Tensor:
+def drop_path_factors(rate: float, num_blocks: int, seed: int, step: int, positions: np.ndarray, like: Tensor) -> Tensor:
     """Stochastic depth (arXiv 1603.09382), a function of (seed, step, position in the global batch).
 
     Args:
@@ -52,7 +50,7 @@ def drop_path_factors(
         seed: Of the run.
         step: Optimizer step.
         positions: Of the images in the global batch, (b,).
-        device: Where the factors are wanted.
+        like: Of the device and type wanted.
 
     Returns:
         (blocks, 2, b): 0 where a branch is skipped, 1 / (1 - rate) where it is kept.
@@ -60,4 +58,4 @@ def drop_path_factors(
     drop = np.linspace(0, rate, num_blocks)[:, None, None]  # (blocks, 1, 1)
     u = uniform(seed, DROP_PATH, step, positions, 2 * num_blocks)  # (b, 2 blocks)
     kept = u.T.reshape(num_blocks, 2, -1) >= drop
-    return torch.from_numpy((kept / (1 - drop)).astype(np.float32)).to(device, non_blocking=True)
+    return torch.from_numpy(kept / (1 - drop)).to(like.dtype).to(like.device, non_blocking=True)

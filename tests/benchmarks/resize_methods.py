@@ -73,6 +73,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--precision", default="32-true")
     options = parser.parse_args()
+    if options.methods == ["scratch"] and not options.steps:
+        parser.error("fresh weights need --steps")
     _quiet()
     use_fast_float32()
     print("| | right after | fine-tuned |\n|-|-|-|")

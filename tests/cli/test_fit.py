@@ -93,7 +93,7 @@ def test_a_run_leaves_the_whole_run_folder_and_replays_to_the_same_weights(digit
     assert "label_3" not in predicted[0]
 
 
-def test_a_run_killed_at_any_instant_and_resumed_ends_with_bitwise_the_same_weights(cli, begin, photos, tmp_path):
+def test_a_run_killed_at_any_instant_and_resumed_ends_with_bitwise_the_same_weights(cli, begin, photos, environment, tmp_path):
     """Photos are decoded by workers, in micro-batches, with every random thing switched on."""
     options = (
         "--data.source", photos, *TINY, "--trainer.max_epochs", 4, "--data.batch_size", 8, "--data.micro_batch_size", 4,
@@ -113,7 +113,7 @@ def test_a_run_killed_at_any_instant_and_resumed_ends_with_bitwise_the_same_weig
         killed = run_folder(tmp_path, "killed")
         assert not (killed / "results.json").exists(), "the run ended before it could be killed"
         command = ("fit", "--resume", killed)
-    resumed = cli("fit", "--resume", killed, check=0)
+    resumed = program(tmp_path, environment, "fit", "--resume", killed)  # with another hash seed than its parts before
     assert "resuming   at step" in resumed.stdout
     assert_bitwise_equal(weights(whole), weights(killed))
     last = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, killed)]
@@ -146,7 +146,7 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_is_used(cli, digi
 def test_two_processes_give_the_result_of_one(cli, environment, tmp_path):
     options = (
         "--recipe", "digits", "--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu", "--data.batch_size", 128,
-        "--model.warmup_steps", 2, "--trainer.max_epochs", 2, "--data.micro_batch_size", 40, "--model.drop_path", 0.1,
+        "--model.warmup_steps", 2, "--trainer.max_epochs", 1, "--data.micro_batch_size", 40, "--model.drop_path", 0.1,
         "--trainer.precision", "64-true",
     )  # fmt: skip
     # best.ckpt is read by both processes, from the folder that the first one made.
@@ -157,7 +157,7 @@ def test_two_processes_give_the_result_of_one(cli, environment, tmp_path):
     two, one = run_folder(tmp_path, "two"), run_folder(tmp_path, "one")
     results = [json.loads((run / "results.json").read_text()) for run in (two, one)]
     assert results[0]["devices"] == 2 and results[0]["samples"] == results[1]["samples"] == 359
-    assert results[0]["steps"] == results[1]["steps"] == 22
+    assert results[0]["steps"] == results[1]["steps"] == 11
     for key, value in weights(one).items():
         assert (weights(two)[key] - value).abs().max() < 1e-12, key
     with open(two / "predictions.csv") as file:
@@ -165,11 +165,13 @@ def test_two_processes_give_the_result_of_one(cli, environment, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_other_precisions_train_and_evaluate(cli, photos, tmp_path, precision):
-    options = ("--data.source", photos, *TINY, "--trainer.max_epochs", 1, "--data.batch_size", 8, "--model.drop_path", 0.1)
-    cli("fit", *options, "--trainer.precision", precision, "--data.num_workers", 0, check=0)
-    kept = {value.dtype for value in weights(run_folder(tmp_path, "custom")).values()}
-    assert kept == {torch.bfloat16 if precision == "bf16-true" else torch.float32}
+def test_other_precisions_train_and_evaluate(cli, tmp_path, precision):
+    options = ("--recipe", "digits", *TINY, "--trainer.max_epochs", -1, "--trainer.max_steps", 3, "--model.drop_path", 0.1)
+    cli("fit", *options, "--trainer.precision", precision, check=0)
+    run = run_folder(tmp_path, "digits")
+    assert {value.dtype for value in weights(run).values()} == {torch.bfloat16 if precision == "bf16-true" else torch.float32}
+    with open(run / "predictions.csv", newline="") as file:
+        assert [int(row["index"]) for row in csv.DictReader(file)] == list(range(359))  # which bf16 can't count to
 
 
 def test_the_best_weights_are_evaluated_and_exported_where_asked_for(cli, photos, tmp_path):
@@ -250,8 +252,11 @@ def test_bad_images_stop_the_run_or_are_skipped_and_counted(cli, photos, tmp_pat
         bad.parent.mkdir(parents=True, exist_ok=True)
         bad.write_bytes(b"not an image")
     shutil.copytree(photos, tmp_path / "bad" / "train")
-    nothing = cli("test", run, "--data.source", tmp_path / "bad", check=2)
-    assert nothing.stderr == "error: no image of the split could be decoded: look at them, or change --data.source\n"
+    nothing = "no image of the evaluated split could be decoded: look at them, or change --data.source\n"
+    assert cli("test", run, "--data.source", tmp_path / "bad", check=2).stderr == f"error: {nothing}"
+    untested = cli(*options, "--data.source", tmp_path / "bad", "--data.on_bad_image", "skip", "--name", "untested", check=0)
+    assert f"not evaluated: {nothing}" in untested.stdout
+    assert (run_folder(tmp_path, "untested") / "report.html").is_file()
 
 
 def test_predict_classifies_files_and_folders_and_names_what_is_not_there(cli, digits_run, photos, tmp_path):

@@ -1,4 +1,4 @@
-"""timm is the oracle: same names, same parameters, same outputs and gradients in float32."""
+"""timm is the oracle: same names, same parameters, same outputs and gradients."""
 
 import pytest
 import torch
