@@ -110,6 +110,8 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> int:
             if isinstance(error, OSError) and error.errno in UNWRITABLE:
                 then = f"free the disk, then: mixer-finetune fit --resume {run}" if run.is_dir() else "change --output_dir"
                 raise UserError(f"the run folder {run} can't be written ({error.strerror}); {then}") from error
+        if isinstance(error, SystemExit):
+            raise SystemExit(1) from error  # Lightning's is 0 on SIGTERM, as if the run were finished
         raise
     return 0
 

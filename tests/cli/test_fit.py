@@ -121,6 +121,18 @@ def test_a_run_killed_at_any_instant_and_resumed_ends_with_bitwise_the_same_weig
     assert (killed / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on_and_is_no_success(begin, photos, tmp_path, kind):
+    options = ("--data.source", photos, *TINY, "--trainer.max_epochs", 500, "--save_every_n_steps", 1, "--data.num_workers", 0)
+    running = begin("fit", *options, "--name", "stopped")
+    _wait_for_step(tmp_path / "runs" / "stopped", 2, running.process)
+    os.kill(running.process.pid, kind)
+    result = running.finished(60)
+    run = run_folder(tmp_path, "stopped")
+    assert f"interrupted; go on with: mixer-finetune fit --resume runs/stopped/{run.name}" in result.stdout
+    assert result.returncode == 1
+
+
 def _wait_for_step(parent: Path, step: int, process, seconds=120):
     """Until a checkpoint of that step or a later one is there."""
     deadline = time.monotonic() + seconds
