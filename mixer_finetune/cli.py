@@ -74,10 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _share_the_cores() -> None:
-    """Have torch's threads wait asleep for each other; by default they spin, which halves the speed beside other programs.
+    """Have torch's threads wait asleep for each other; by default they spin, which nearly halves the speed beside other programs.
 
-    GNU's OpenMP reads the setting when torch is imported. Where nothing else runs it costs nothing
-    (tests/benchmarks/busy_cores.py).
+    GNU's OpenMP reads the setting when torch is imported. Where nothing else runs it costs little or
+    nothing (tests/benchmarks/busy_cores.py, docs/measurements.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
