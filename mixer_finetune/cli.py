@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _share_the_cores() -> None:
-    """Have torch's threads wait asleep for each other; by default they spin, which nearly halves the speed beside other programs.
+    """Have torch's threads wait asleep for each other: spinning, as they do by default, is far slower beside other programs.
 
     GNU's OpenMP reads the setting when torch is imported. Where nothing else runs it costs little or
     nothing (tests/benchmarks/busy_cores.py, docs/measurements.md).
