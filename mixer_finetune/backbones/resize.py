@@ -195,7 +195,7 @@ def plan_resize(
 
 def auto_reason(method: str, old: Geometry, new: Geometry) -> str:
     """Why "auto" came to a method, for the user, as tests/benchmarks/resize_methods.py measured (docs/measurements.md)."""
-    if method == "patch" and new.image_size != old.image_size:
+    if method == "patch" and new.patch_size < old.patch_size:
         return "the most accurate for smaller images; interpolate has fewer tokens, and so is faster, and loads in timm"
     return {
         "interpolate": "it takes every size, and for larger images none was better after fine-tuning",

@@ -9,7 +9,8 @@ import pytest
 
 from conftest import FIT as FIT_OPTIONS
 from conftest import make_photos
-from mixer_finetune.cli import _flags, _merged
+from mixer_finetune.cli import _merged
+from mixer_finetune.commands import _flags
 
 FIT = ("fit", "--recipe", "digits")
 

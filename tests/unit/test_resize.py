@@ -197,7 +197,9 @@ def test_what_timm_cannot_express_loads_with_us_again(options, tmp_path):
 )
 def test_auto_keeps_the_tokens_of_smaller_images_and_interpolates_the_rest(size, patch_size, method, grid):
     model = load_backbone("mixer_nano", image_size=size, patch_size=patch_size)
-    assert model.origin["resized"]["method"] == method and model.geometry.grid == grid
+    resized = model.origin["resized"]
+    assert resized["method"] == method and model.geometry.grid == grid
+    assert ("for smaller images" in resized["why"]) == (method == "patch" and size == 24)
 
 
 @pytest.mark.parametrize(
