@@ -64,6 +64,7 @@ def _enter(
 ) -> None:
     assert "mixer_finetune.engine" in sys.modules and "huggingface_hub" not in sys.modules
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job's children do without
     multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]  # workers start as they do for users
     for stream, log in zip((sys.stdout, sys.stderr), logs, strict=True):
         os.dup2(os.open(log, os.O_WRONLY), stream.fileno())
