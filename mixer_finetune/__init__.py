@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mixer_finetune.backbones.folder import save_model_folder
     from mixer_finetune.backbones.load import load_backbone
-    from mixer_finetune.classifier import MixerClassifier
     from mixer_finetune.data.module import ImageDataModule
-    from mixer_finetune.publish.model_folder import save_model_folder
+    from mixer_finetune.training.classifier import MixerClassifier
 
 __version__ = "0.1.0"
 __all__ = ["ImageDataModule", "MixerClassifier", "UserError", "load_backbone", "save_model_folder"]
@@ -17,10 +17,10 @@ __all__ = ["ImageDataModule", "MixerClassifier", "UserError", "load_backbone", "
 # Importing torch and Lightning takes seconds; `--help`, lists and mistakes must not wait for them.
 _HOMES = {
     "ImageDataModule": "mixer_finetune.data.module",
-    "MixerClassifier": "mixer_finetune.classifier",
+    "MixerClassifier": "mixer_finetune.training.classifier",
     "UserError": "mixer_finetune.errors",
     "load_backbone": "mixer_finetune.backbones.load",
-    "save_model_folder": "mixer_finetune.publish.model_folder",
+    "save_model_folder": "mixer_finetune.backbones.folder",
 }
 
 

@@ -5,7 +5,7 @@ import sys
 
 def main() -> int:
     """Run the command line and return its exit status."""
-    from mixer_finetune.cli import main as run
+    from mixer_finetune.cli.main import main as run
 
     return run()
 

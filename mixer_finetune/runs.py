@@ -10,10 +10,6 @@ Nothing here imports torch, so that commands which only look at runs start at on
 
 from __future__ import annotations
 
-import errno
-import os
-import tempfile
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,31 +17,6 @@ from typing import Any
 import yaml
 
 from mixer_finetune.errors import UserError
-
-# A full disk, or no right to write.
-UNWRITABLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR))
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have `write` fill a temporary file beside `path`, flush it to disk and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
-    os.umask(mask := os.umask(0))  # only so can it be read
-    try:
-        write(Path(name))
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def new_run_folder(output_dir: str, name: str, create: bool = True) -> Path:

@@ -62,7 +62,7 @@ def start(target: Callable[..., int], arguments: tuple[Any, ...], environment: d
 def _enter(
     target: Callable[..., int], arguments: tuple[Any, ...], environment: dict[str, str], folder: Path, logs: list[Path]
 ) -> None:
-    assert "mixer_finetune.engine" in sys.modules and "huggingface_hub" not in sys.modules
+    assert "mixer_finetune.engine.fit" in sys.modules and "huggingface_hub" not in sys.modules
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job's children do without
     multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]  # workers start as they do for users
@@ -76,6 +76,6 @@ def _enter(
 
 def command(*arguments: str) -> int:
     """As `python -m mixer_finetune ARGUMENTS`."""
-    from mixer_finetune.cli import main
+    from mixer_finetune.cli.main import main
 
     return main(list(arguments))

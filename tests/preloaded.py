@@ -18,5 +18,5 @@ def _without_transformers(name: str) -> str:
 with mock.patch.object(metadata, "version", _without_transformers):
     import pandas  # noqa: F401, as datasets does
 
-    import mixer_finetune.engine
-    import mixer_finetune.predict  # noqa: F401
+    import mixer_finetune.engine.fit
+    import mixer_finetune.evaluation.predict  # noqa: F401

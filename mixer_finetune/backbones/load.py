@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixer_finetune.backbones.formats import OWN_KEY, implied_config, read_weights
+from mixer_finetune.backbones.backbone import Backbone
+from mixer_finetune.backbones.families import VARIANTS, Geometry, get_variant
+from mixer_finetune.backbones.foreign import OWN_KEY, implied_config, read_weights
 from mixer_finetune.backbones.mixer import GELU_FORMS
 from mixer_finetune.backbones.preprocessing import Preprocessing, as_pair
 from mixer_finetune.backbones.resize import auto_reason, plan_resize, resize_weights
-from mixer_finetune.backbones.trunk import Backbone
-from mixer_finetune.backbones.variants import VARIANTS, Geometry, get_variant
 from mixer_finetune.errors import UserError
-from mixer_finetune.hub import WEIGHT_FILES, download_file, download_model, download_url, is_repo_id
+from mixer_finetune.hub.read import WEIGHT_FILES, download_file, download_model, download_url, is_repo_id
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = ("mixer_nano",)

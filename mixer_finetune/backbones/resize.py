@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from mixer_finetune.backbones.variants import Geometry, Grid, get_variant
+from mixer_finetune.backbones.families import Geometry, Grid, get_variant
 from mixer_finetune.errors import UserError
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.sampling import AUGMENT, CROP, uniform
+from mixer_finetune.randomness import AUGMENT, CROP, uniform
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.augment import Augmentation, crop_boxes, crop_image, evaluation_crop, normalize
-from mixer_finetune.data.decode import BadImage, decode, to_tensor
 from mixer_finetune.data.sampling import MicroBatch
 from mixer_finetune.data.sources import Split
+from mixer_finetune.images import BadImage, decode, to_tensor
 
 DECODED_CACHE_BYTES = 2**30
 

@@ -15,9 +15,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from mixer_finetune.data.hub import load_hub_tables
+from mixer_finetune.data.hub_tables import load_hub_tables
 from mixer_finetune.errors import UserError
-from mixer_finetune.hub import is_repo_id
+from mixer_finetune.hub.read import is_repo_id
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = ("digits",)

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/backbone_speed.py [--models NAME ...] [--batch 8] [--compile] [--device cuda]
 
 For each architecture, precision and pass: how much longer timm's takes than ours, as PyTorch sets up float32 products by
-default and with the switch of `mixer_finetune.precision`, and the share of the matrix peak that ours reaches, the peak
+default and with the switch of `mixer_finetune.training.precision`, and the share of the matrix peak that ours reaches, the peak
 being a square product's in the same process. Medians over rounds, of the process's CPU time where there is no GPU.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mixer_finetune import load_backbone
-from mixer_finetune.precision import use_fast_float32
+from mixer_finetune.training.precision import use_fast_float32
 
 Pass = Callable[[], None]
 

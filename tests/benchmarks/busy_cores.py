@@ -14,7 +14,7 @@ import sys
 
 STEPS = """
 import os, sys, time
-from mixer_finetune.cli import main
+from mixer_finetune.cli.main import main
 main(["--version"])  # sets the threads up
 if sys.argv[1] == "torch":
     os.environ.pop("GOMP_SPINCOUNT")

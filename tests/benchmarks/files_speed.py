@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from mixer_finetune import MixerClassifier, load_backbone, save_model_folder
-from mixer_finetune.checkpoints import AtomicCheckpointIO
+from mixer_finetune.training.checkpoints import AtomicCheckpointIO
 
 NAME = "mixer_b16_224"
 

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 
 from mixer_finetune import ImageDataModule, MixerClassifier
-from mixer_finetune.checkpoints import checkpoint_callbacks
-from mixer_finetune.engine import _quiet
-from mixer_finetune.options import TRAINER_DEFAULTS
-from mixer_finetune.progress import MetricsFile, RunProgress, Unprofiled
+from mixer_finetune.engine.fit import _quiet
+from mixer_finetune.engine.options import TRAINER_DEFAULTS
+from mixer_finetune.training.checkpoints import checkpoint_callbacks
+from mixer_finetune.training.progress import MetricsFile, RunProgress, Unprofiled
 
 STEPS = 600
 WARM = 50  # steps that are not timed

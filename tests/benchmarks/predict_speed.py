@@ -22,7 +22,7 @@ import torch
 from backbone_speed import macs, peak
 
 from mixer_finetune import load_backbone
-from mixer_finetune.precision import use_fast_float32
+from mixer_finetune.training.precision import use_fast_float32
 
 
 def contenders(name: str, images: torch.Tensor, bf16: bool) -> dict[str, Callable[[], object]]:

@@ -15,8 +15,8 @@ import lightning.pytorch as pl
 
 from mixer_finetune import ImageDataModule, MixerClassifier, UserError, load_backbone
 from mixer_finetune.backbones.resize import METHODS
-from mixer_finetune.engine import _quiet
-from mixer_finetune.precision import use_fast_float32
+from mixer_finetune.engine.fit import _quiet
+from mixer_finetune.training.precision import use_fast_float32
 
 
 def accuracies(options: argparse.Namespace, backbone: str, size: int | None, method: str, seed: int) -> list[float]:

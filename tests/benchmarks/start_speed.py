@@ -33,9 +33,9 @@ def main() -> None:
             "fit --help": [*ENTRY, "fit", "--help"],
             "a mistake": [*ENTRY, "fit", "--recipe", "digit"],
             "backbones": [*ENTRY, "backbones"],
-            "predict, imported": [sys.executable, "-c", "import mixer_finetune.predict"],
+            "predict, imported": [sys.executable, "-c", "import mixer_finetune.evaluation.predict"],
             "predict of an image": [*ENTRY, "predict", "mixer_nano", str(image), "--output", f"{name}/p.csv"],
-            "fit, imported": [sys.executable, "-c", "import mixer_finetune.engine"],
+            "fit, imported": [sys.executable, "-c", "import mixer_finetune.engine.fit"],
         }
         times: dict[str, list[float]] = {key: [] for key in commands}
         for i in range(rounds + 1):

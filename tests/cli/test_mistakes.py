@@ -9,8 +9,8 @@ import pytest
 
 from conftest import FIT as FIT_OPTIONS
 from conftest import make_photos
-from mixer_finetune.cli import _merged
-from mixer_finetune.commands import _flags
+from mixer_finetune.cli.commands import _flags
+from mixer_finetune.cli.main import _merged
 
 FIT = ("fit", "--recipe", "digits")
 
@@ -83,7 +83,7 @@ def test_a_mistake_is_one_line(cli, tmp_path, case):
 # Importing torch costs seconds, so these share a process: each runs in a folder of its own.
 RUN_ALL = """
 import contextlib, io, json, os, sys
-from mixer_finetune.cli import main
+from mixer_finetune.cli.main import main
 results = {}
 for number, (case, arguments) in enumerate(json.load(sys.stdin).items()):
     os.mkdir(str(number))
@@ -171,7 +171,7 @@ def test_recipes_are_listed_shown_copied_and_all_valid(cli, tmp_path):
 )
 def test_help_lists_and_mistakes_import_neither_torch_nor_lightning(arguments, environment):
     code = (
-        "import sys; from mixer_finetune.cli import main\n"
+        "import sys; from mixer_finetune.cli.main import main\n"
         f"try: main({list(arguments)!r})\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'lightning', 'datasets', 'numpy'} & set(sys.modules), 'heavy import'"
@@ -180,7 +180,7 @@ def test_help_lists_and_mistakes_import_neither_torch_nor_lightning(arguments, e
 
 
 def test_threads_do_not_spin_unless_the_user_wants_them_to(environment):
-    code = "import os; from mixer_finetune.cli import main; main(['--version']); print(os.environ.get('GOMP_SPINCOUNT'))"
+    code = "import os; from mixer_finetune.cli.main import main; main(['--version']); print(os.environ.get('GOMP_SPINCOUNT'))"
     unset = {key: value for key, value in environment.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     for own, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")):
         done = subprocess.run([sys.executable, "-c", code], env={**unset, **own}, check=True, capture_output=True, text=True)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from conftest import FIT
 from mixer_finetune import load_backbone
-from mixer_finetune.publish.explain import evidence, opposite_pairs
+from mixer_finetune.evaluation.explain import evidence, opposite_pairs
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_predict_writes_each_form_with_features_and_a_row_for_a_bad_image(run, c
 def test_predict_imports_torch_but_neither_lightning_nor_torchvision(run, photos, environment, tmp_path):
     """Either of the first two takes about as long to import as torch, or longer."""
     code = (
-        "import sys; from mixer_finetune.cli import main\n"
+        "import sys; from mixer_finetune.cli.main import main\n"
         f"assert main({['predict', str(run), str(photos), '--output', 'p.csv']!r}) == 0\n"
         "assert 'torch' in sys.modules and not {'lightning', 'torchvision', 'matplotlib'} & set(sys.modules), 'heavy import'"
     )

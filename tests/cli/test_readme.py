@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from conftest import ROOT
-from mixer_finetune.cli import main
+from mixer_finetune.cli.main import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [

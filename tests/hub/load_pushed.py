@@ -10,7 +10,7 @@ from transformers import pipeline
 
 from mixer_finetune import load_backbone
 from mixer_finetune.data.augment import evaluation_crop, normalize
-from mixer_finetune.data.decode import to_tensor
+from mixer_finetune.images import to_tensor
 
 repo, path = sys.argv[1:]
 image = Image.open(path).convert("RGB")

@@ -5,9 +5,9 @@ import torch
 
 from mixer_finetune import load_backbone
 from mixer_finetune.backbones import VARIANTS, Preprocessing
-from mixer_finetune.backbones.trunk import Backbone
-from mixer_finetune.backbones.variants import NOT_IN_TIMM, preprocessing_of, tagged
-from mixer_finetune.publish.model_folder import beyond_timm, save_model_folder
+from mixer_finetune.backbones.backbone import Backbone
+from mixer_finetune.backbones.families import NOT_IN_TIMM, preprocessing_of, tagged
+from mixer_finetune.backbones.folder import beyond_timm, save_model_folder
 
 timm = pytest.importorskip("timm")
 

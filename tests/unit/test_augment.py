@@ -16,7 +16,7 @@ from mixer_finetune.data.augment import (
     normalize,
     rotate_batch,
 )
-from mixer_finetune.data.decode import BadImage, decode, to_tensor
+from mixer_finetune.images import BadImage, decode, to_tensor
 
 PLAIN = Preprocessing(image_size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_pct=1.0)
 EVERYTHING = Augmentation((0.2, 1.0), flip=True, rotation=20.0, color_jitter=0.4, random_erasing=0.5)

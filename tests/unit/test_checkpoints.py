@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mixer_finetune import ImageDataModule, MixerClassifier
-from mixer_finetune.checkpoints import BestCheckpoint, LastCheckpoint
+from mixer_finetune.training.checkpoints import BestCheckpoint, LastCheckpoint
 
 
 @pytest.mark.parametrize(

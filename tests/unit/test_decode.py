@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixer_finetune.data.decode import BadImage, decode
+from mixer_finetune.images import BadImage, decode
 
 
 def encoded(image, kind):

@@ -8,7 +8,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_f1_score
 
 from mixer_finetune import UserError
-from mixer_finetune.publish.evaluation import Evaluation, macro_f1, wilson
+from mixer_finetune.evaluation.predictions import Evaluation, macro_f1, wilson
 
 
 @pytest.fixture

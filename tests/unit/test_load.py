@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mixer_finetune import MixerClassifier, UserError, load_backbone
-from mixer_finetune.publish.model_folder import save_model_folder
+from mixer_finetune.backbones.folder import save_model_folder
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_another_resolution_and_a_misspelt_name_say_what_to_change(folder):
 
 
 def test_only_weight_matrices_decay():
-    from mixer_finetune.transfer.optimization import parameter_groups
+    from mixer_finetune.training.optimization import parameter_groups
 
     model = load_backbone("mixer_nano_32", num_classes=3)
     model.affine = torch.nn.Parameter(torch.ones(1, 1, 96))  # as ResMLP's, which a rule by dimensions would decay
@@ -129,7 +129,7 @@ def test_only_weight_matrices_decay():
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero():
-    from mixer_finetune.transfer.optimization import warmup_cosine
+    from mixer_finetune.training.optimization import warmup_cosine
 
     factors = [warmup_cosine(step, 10, 100) for step in range(101)]
     assert factors[:10] == sorted(factors[:10]) and 0 < factors[0] < factors[9] < 1

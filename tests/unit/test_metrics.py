@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassF1Score
 
-from mixer_finetune.metrics import MacroF1
+from mixer_finetune.training.metrics import MacroF1
 
 
 @pytest.mark.parametrize("occurring", [7, 4])  # of seven classes

@@ -3,8 +3,8 @@ import torch
 
 from mixer_finetune import UserError, load_backbone
 from mixer_finetune.backbones import VARIANTS
-from mixer_finetune.backbones.trunk import Backbone
-from mixer_finetune.backbones.variants import model_size
+from mixer_finetune.backbones.backbone import Backbone
+from mixer_finetune.backbones.families import model_size
 
 # arXiv 2105.01601, Table 1: millions of parameters without the head.
 PAPER = {

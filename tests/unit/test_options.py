@@ -6,10 +6,10 @@ import lightning.pytorch as pl
 import pytest
 
 from mixer_finetune import ImageDataModule, MixerClassifier
-from mixer_finetune.options import PACKAGE, class_options
+from mixer_finetune.engine.options import PACKAGE, class_options
 
 CLASSES = {
-    MixerClassifier: PACKAGE / "classifier.py",
+    MixerClassifier: PACKAGE / "training" / "classifier.py",
     ImageDataModule: PACKAGE / "data" / "module.py",
     pl.Trainer: inspect.getsourcefile(pl.Trainer),
 }

@@ -9,6 +9,7 @@ from einops import rearrange
 
 from mixer_finetune import UserError, load_backbone, save_model_folder
 from mixer_finetune.backbones import resize
+from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.resize import (
     cosine_resampling,
     plan_resize,
@@ -17,7 +18,6 @@ from mixer_finetune.backbones.resize import (
     resize_weights,
 )
 from mixer_finetune.backbones.tokens import TokenMixing
-from mixer_finetune.backbones.trunk import Backbone
 
 FAMILIES = ["mixer_nano_32", "gmixer_12_224", "resmlp_12_224", "gmlp_ti16_224"]
 

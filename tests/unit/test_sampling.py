@@ -2,14 +2,8 @@ import numpy as np
 import pytest
 
 from mixer_finetune import ImageDataModule, UserError
-from mixer_finetune.data.sampling import (
-    EvaluationSampler,
-    GlobalBatchSampler,
-    epoch_order,
-    random_bits,
-    stratified_split,
-    uniform,
-)
+from mixer_finetune.data.sampling import EvaluationSampler, GlobalBatchSampler, epoch_order, stratified_split
+from mixer_finetune.randomness import random_bits, uniform
 
 
 def test_micro_batches_of_one_are_possible_where_global_batches_differ_by_one():

@@ -1,0 +1,1 @@
+"""What came out: predictions, measures, results, pictures and the report."""

@@ -1,0 +1,111 @@
+"""Rows of predictions on their way to disk.
+
+They go to `<output>.part`, an Arrow stream that is whole up to its last batch whenever the process dies, and become CSV, JSON
+lines or parquet at the end; a resumed predict goes on behind the last whole batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from mixer_finetune.data.sources import Split
+from mixer_finetune.errors import UserError
+from mixer_finetune.files import write_atomically
+
+OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+def prediction_columns(k: int) -> list[str]:
+    """Column names of the k most probable labels."""
+    return [name for i in range(1, k + 1) for name in (f"label_{i}", f"probability_{i}")]
+
+
+def row_schema(k: int, features: bool, computed_by: str) -> pa.Schema:
+    """File, the k most probable labels with their probabilities, what went wrong, and the pre-logits where asked for.
+
+    Args:
+        k: Labels a row.
+        features: Whether there are pre-logits.
+        computed_by: What the values depend on besides the images, so that a resumed predict does not mix two kinds.
+    """
+    columns = [(name, pa.string() if name.startswith("label") else pa.float32()) for name in prediction_columns(k)]
+    fields = [("file", pa.string()), *columns, ("error", pa.string())]
+    fields += [("features", pa.list_(pa.float32()))] if features else []
+    return pa.schema(fields, metadata={"computed_by": computed_by})
+
+
+def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> int:
+    """Make the stream ready to be appended to; returns how many images are in it already.
+
+    Args:
+        part: The stream.
+        schema: Of its rows.
+        images: What it is about.
+        resume: Whether to go on with what is there.
+
+    Raises:
+        UserError: There is no stream to go on with, or it is of other images or options.
+    """
+    head = schema.serialize().to_pybytes()
+    if not resume:
+        if part.exists() and part.stat().st_size > len(head):
+            raise UserError(f"{part} is what an interrupted predict left: go on with --resume, or remove it")
+        part.write_bytes(head)
+        return 0
+    if not part.is_file():
+        raise UserError(f"there is no {part} to go on with; leave out --resume")
+    names: list[str] = []
+    with open(part, "rb") as file:
+        try:
+            stream = pa.ipc.open_stream(file)
+            whole = file.tell()
+            same = stream.schema.equals(schema, check_metadata=True)
+            while True:
+                names += stream.read_next_batch().column("file").to_pylist()
+                whole = file.tell()
+        except (StopIteration, pa.ArrowInvalid, OSError):
+            pass  # the end, or a batch that was being written
+    if not names:
+        part.write_bytes(head)
+        return 0
+    if not same or len(names) > len(images) or any(images.image_name(i) != name for i, name in enumerate(names)):
+        raise UserError(f"{part} is of other images, options or another model; remove it to begin anew")
+    with open(part, "rb+") as file:
+        file.truncate(whole)
+    return len(names)
+
+
+def finish_rows(part: Path, target: Path) -> list[str]:
+    """Turn the stream into the output, whole or not at all; returns what went wrong with images."""
+    problems: list[str] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with open(part, "rb") as file:
+            for batch in pa.ipc.open_stream(file):
+                problems.extend(problem for problem in batch.column("error").to_pylist() if problem)
+                yield batch
+
+    def write(path: Path) -> None:
+        with open(part, "rb") as file:
+            schema = pa.ipc.open_stream(file).schema
+        if target.suffix == ".jsonl":
+            with open(path, "w", encoding="utf-8") as lines:
+                for batch in batches():
+                    for row in batch.to_pylist():
+                        filled = {name: value for name, value in row.items() if value is not None}
+                        lines.write(json.dumps(filled, ensure_ascii=False) + "\n")
+            return
+        kind: Any = csv.CSVWriter if target.suffix == ".csv" else parquet.ParquetWriter
+        with kind(str(path), schema.remove_metadata()) as writer:
+            for batch in batches():
+                writer.write_batch(batch.replace_schema_metadata(None))
+
+    write_atomically(target, write)
+    part.unlink()
+    return problems

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: repositories and files, reading and writing. Nothing here knows what a model is."""

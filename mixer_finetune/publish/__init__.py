@@ -1,1 +1,0 @@
-"""What comes out: model folders, pictures and results."""

@@ -1,0 +1,1 @@
+"""What leaves the run folder: model card, push and export."""

@@ -1,0 +1,224 @@
+"""export: a run's model for other runtimes, with pre-processing and label names, compared with the model it comes from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixer_finetune.backbones.backbone import Backbone
+from mixer_finetune.backbones.folder import model_config, save_model_folder
+from mixer_finetune.backbones.foreign import OWN_KEY
+from mixer_finetune.backbones.load import load_backbone
+from mixer_finetune.data.module import ImageDataModule
+from mixer_finetune.errors import UserError
+from mixer_finetune.files import write_atomically
+from mixer_finetune.runs import read_run_config
+from mixer_finetune.sharing.card import public_name
+
+FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Largest difference of probabilities from the float32 model that an export may have, by its number format.
+LARGEST_DIFFERENCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# Accuracy, in shares of the dev split, that int8 may cost.
+LARGEST_LOSS = 0.01
+Logits = Callable[[Tensor], Tensor]
+_DYNAMIC_BATCH: dict[str, Any] = {"images": {0: torch.export.Dim.DYNAMIC}}
+
+
+def export(run: Path, format: str, output: Path | None = None, dtype: str = "float32", quantize: str | None = None) -> str:
+    """Write a run's model in another format.
+
+    Args:
+        run: Run folder of a finished fit.
+        format: "onnx" (dynamic batch), "torch-export" (an ExportedProgram, dynamic batch) or "safetensors" (a model folder).
+        output: File, or folder for safetensors; RUN/export/... when None.
+        dtype: Of the weights: "float32", or for safetensors "bfloat16" or "float16".
+        quantize: "int8" for 8-bit weights (onnx), measured on the dev split.
+
+    Returns:
+        What was written and how far it is from the model, in lines for the user.
+
+    Raises:
+        UserError: An option is out of range, a package is missing, or the export differs too much; nothing is left then.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format must be {', '.join(FORMATS)}, got '{format}'")
+    if dtype not in DTYPES or (dtype != "float32" and format != "safetensors"):
+        raise UserError(f"--dtype must be float32, or with --format safetensors bfloat16 or float16, got {dtype} for {format}")
+    if quantize not in (None, "int8") or (quantize and format != "onnx"):
+        raise UserError(f"--quantize must be int8, with --format onnx, got {quantize} for {format}")
+    config = read_run_config(run)
+    backbone = load_backbone(run / "model").eval()
+    backbone.origin = _start(run)
+    target = output or run / "export" / FORMATS[format]
+    if quantize and output is None:
+        target = target.with_name("model_int8.onnx")
+    if format == "safetensors" and (target.is_file() or (target / "model.safetensors").is_file()):
+        raise UserError(f"{target} exists already; choose another --output or remove it")
+    if target.is_dir() and format != "safetensors":
+        raise UserError(f"--output {target} is a folder; {format} is one file")
+    notes: list[str] = []
+
+    def write(path: Path) -> None:
+        load = _WRITERS[format](backbone, path, dtype)
+        difference = _difference(backbone, load)
+        if difference > LARGEST_DIFFERENCE[dtype]:
+            raise UserError(f"the export's probabilities differ by {difference:.1e} from the model's: it was not written")
+        if quantize:
+            notes.append(_quantized(path, load, config, backbone))
+        else:
+            notes.append(f"largest difference of a probability from the model's: {difference:.1e}")
+
+    if format == "safetensors":
+        with tempfile.TemporaryDirectory(dir=_parent(target)) as folder:
+            write(Path(folder) / "model")
+            shutil.move(str(Path(folder) / "model"), target)
+    else:
+        _parent(target)
+        write_atomically(target, write)
+    size = sum(file.stat().st_size for file in target.rglob("*")) if target.is_dir() else target.stat().st_size
+    return "\n".join([f"wrote {target} ({size / 1e6:,.1f} MB)", *notes])
+
+
+def _start(run: Path) -> dict[str, Any]:
+    """Where the run's weights came from, without the places of this machine."""
+    origin = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))[OWN_KEY]["backbone"]
+    return {**origin, "source": public_name(origin["source"], origin.get("revision"))}
+
+
+def _parent(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {target} can't be written ({error.strerror})") from error
+    return target.parent
+
+
+def _metadata(backbone: Backbone) -> dict[str, str]:
+    """Pre-processing and label names, as text."""
+    config = model_config(backbone, backbone.label_names)
+    return {
+        "architecture": backbone.architecture,
+        "label_names": json.dumps(backbone.label_names, ensure_ascii=False),
+        "preprocessing": json.dumps(backbone.preprocessing.to_pretrained_cfg()),
+        "config": json.dumps(config, ensure_ascii=False),
+    }
+
+
+def _images(backbone: Backbone, batch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, backbone.geometry.in_chans, *backbone.image_size, generator=generator)
+
+
+@torch.inference_mode()
+def _difference(backbone: Backbone, load: Logits) -> float:
+    """Largest difference of a probability, over batches of one and of three images."""
+    return max(
+        float((load(images).float().softmax(-1) - backbone(images).softmax(-1)).abs().max())
+        for images in (_images(backbone, 1), _images(backbone, 3))
+    )
+
+
+def _write_onnx(backbone: Backbone, path: Path, dtype: str) -> Logits:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--format onnx needs the package {error.name}: pip install 'mixer_finetune[export]'") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        program = torch.onnx.export(
+            backbone,
+            (_images(backbone, 2),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=_DYNAMIC_BATCH,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for key, value in _metadata(backbone).items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    onnx.save(model, str(path))
+    return _onnx_logits(path)
+
+
+def _onnx_logits(path: Path) -> Logits:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _write_torch_export(backbone: Backbone, path: Path, dtype: str) -> Logits:
+    program = torch.export.export(backbone, (_images(backbone, 2),), dynamic_shapes=_DYNAMIC_BATCH)
+    with open(path, "wb") as file:
+        torch.export.save(program, file, extra_files=_metadata(backbone))
+    with open(path, "rb") as file:
+        return torch.export.load(file).module()
+
+
+def _write_safetensors(backbone: Backbone, path: Path, dtype: str) -> Logits:
+    save_model_folder(path, copy.deepcopy(backbone).to(DTYPES[dtype]), backbone.label_names)
+    return load_backbone(path).eval()
+
+
+_WRITERS = {"onnx": _write_onnx, "torch-export": _write_torch_export, "safetensors": _write_safetensors}
+
+
+def _quantized(path: Path, exact: Logits, config: dict[str, Any], backbone: Backbone) -> str:
+    """Make the ONNX file 8-bit in place, if that costs little accuracy on the dev split.
+
+    Raises:
+        UserError: It costs more than `LARGEST_LOSS`.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    metadata = list(onnx.load(str(path)).metadata_props)
+    logging.getLogger().addFilter(quiet := lambda record: "pre-processing before quantization" not in record.getMessage())
+    quantize_dynamic(str(path), str(path), weight_type=QuantType.QInt8, per_channel=True)
+    logging.getLogger().removeFilter(quiet)
+    model = onnx.load(str(path))
+    if not model.metadata_props:
+        model.metadata_props.extend(metadata)
+        onnx.save(model, str(path))
+    data = ImageDataModule(**config["data"], seed=config["seed_everything"])
+    data.preprocessing = backbone.preprocessing
+    role = "val" if "val" in data.splits else data.evaluation_role
+    if role is None:
+        raise UserError("--quantize int8 needs a dev or test split to measure its accuracy on; the run's data has none")
+    labels, exactly, roughly = _probabilities(data, role, exact, _onnx_logits(path))
+    before, after = (float((found.argmax(-1) == labels).float().mean()) for found in (exactly, roughly))
+    same = float((exactly.argmax(-1) == roughly.argmax(-1)).float().mean())
+    split = data.splits[role]
+    figures = (
+        f"on {len(split):,} images of split {split.name}: accuracy of int8 {after:.2%}, of float32 {before:.2%}; one label "
+        f"in both for {same:.2%}, largest difference of a probability {(exactly - roughly).abs().max():.2f}"
+    )
+    if before - after > LARGEST_LOSS:
+        raise UserError(f"int8 loses too much, so it was not written: {figures} (at most {LARGEST_LOSS:.0%} less)")
+    return figures
+
+
+@torch.inference_mode()
+def _probabilities(data: ImageDataModule, role: str, *models: Logits) -> tuple[Tensor, ...]:
+    """The labels (n,) of a split's images, and the probabilities (n, C) that each model gives them."""
+    found = []
+    for batch in data.eval_dataloader(role):
+        batch = data.prepare(batch, training=False)
+        found.append((batch.labels, *(logits(batch.images).float().softmax(-1) for logits in models)))
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))

@@ -1,0 +1,1 @@
+"""How it is trained: the LightningModule, its task, optimization, checkpoints and progress."""

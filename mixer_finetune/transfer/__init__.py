@@ -1,1 +1,0 @@
-"""How it is trained: optimizers, schedules and drop path."""
