@@ -37,4 +37,4 @@ def random_bits(seed: int, stream: int, step: int, index: NDArray[np.integer], d
 
 def uniform(seed: int, stream: int, step: int, index: NDArray[np.integer], draws: int) -> NDArray[np.float64]:
     """Uniform values in [0, 1), shape (len(index), draws); arguments as for `random_bits`."""
-    return (random_bits(seed, stream, step, index, draws) >> np.uint64(11)) * 2.0**-53
+    return (random_bits(seed, stream, step, index, draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,7 +1,8 @@
 """Run folders: what a run leaves, each file whole or not at all.
 
     runs/<recipe>/<date-time>/
-        config.yaml  metrics.csv  results.json  predictions.csv  report.html  learning_curves.png  confusion_matrix.png
+        config.yaml  metrics.csv  training.json  results.json  predictions.csv
+        learning_curves.png  confusion_matrix.png  report.html
         checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,README.md}  tensorboard/
         export/  push.json                                        (of the commands export and push)
 
@@ -10,6 +11,10 @@ Nothing here imports torch, so that commands which only look at runs start at on
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,74 +22,213 @@ from typing import Any
 import yaml
 
 from mixer_finetune.errors import UserError
+from mixer_finetune.files import sweep, write_text
 
 
-def new_run_folder(output_dir: str, name: str, create: bool = True) -> Path:
-    """`output_dir/name/<date-time>`, created; only the first process of a run creates and writes it.
+@dataclass(frozen=True)
+class RunFolder(os.PathLike[str]):
+    """A run folder.
 
-    Raises:
-        UserError: The folder can't be written.
+    Attributes:
+        path: Of the folder.
     """
-    parent = Path(output_dir).expanduser() / name
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    if not create:
-        return parent / stamp
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1000):
-            folder = parent / (stamp if attempt == 0 else f"{stamp}_{attempt}")
-            try:
-                folder.mkdir()
-                break
-            except FileExistsError:
-                continue
-    except OSError as error:
-        raise UserError(f"the output folder {parent} can't be written ({error.strerror}); change --output_dir") from error
-    return folder
 
+    path: Path
 
-def remove_empty_run_folder(folder: Path) -> None:
-    """Remove a run folder that never got a checkpoint, and the folders above it that are then empty."""
-    import shutil
+    def __str__(self) -> str:
+        return str(self.path)
 
-    if not any((folder / "checkpoints").glob("*.ckpt")):
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in list(folder.parents)[:2]:
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    # What lies in it, in the order in which a run writes it
+
+    @property
+    def config_file(self) -> Path:
+        """The whole configuration: `fit --config` repeats the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint that a resumed run goes on from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint that did best on the dev split."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def metrics_file(self) -> Path:
+        """Loss, metrics and learning rate over the steps."""
+        return self.path / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def training_file(self) -> Path:
+        """How training ended; there once it has."""
+        return self.path / "training.json"
+
+    @property
+    def model(self) -> Path:
+        """The model folder."""
+        return self.path / "model"
+
+    @property
+    def predictions_file(self) -> Path:
+        """Each evaluated image with its most probable labels."""
+        return self.path / "predictions.csv"
+
+    @property
+    def results_file(self) -> Path:
+        """What was measured."""
+        return self.path / "results.json"
+
+    @property
+    def curves_picture(self) -> Path:
+        """Loss, metrics and learning rate over the steps, as a picture."""
+        return self.path / "learning_curves.png"
+
+    @property
+    def confusion_picture(self) -> Path:
+        """The confusion matrix."""
+        return self.path / "confusion_matrix.png"
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.model / "README.md"
+
+    @property
+    def push_file(self) -> Path:
+        """Where the model was, or is to be, pushed to."""
+        return self.path / "push.json"
+
+    @property
+    def exports(self) -> Path:
+        """Folder of the exports."""
+        return self.path / "export"
+
+    # Making, finding and removing one
+
+    @classmethod
+    def planned(cls, output_dir: str, name: str) -> RunFolder:
+        """`output_dir/name/<date-time>`, which is not made yet."""
+        return cls(Path(output_dir).expanduser() / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+    def create(self) -> RunFolder:
+        """Make the folder; where another run has it already, one beside it.
+
+        Raises:
+            UserError: The folder can't be written.
+        """
+        parent, stamp = self.path.parent, self.path.name
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            for attempt in range(1000):
+                folder = parent / (stamp if attempt == 0 else f"{stamp}_{attempt}")
+                try:
+                    folder.mkdir()
+                except FileExistsError:
+                    continue
+                return RunFolder(folder)
+        except OSError as error:
+            raise UserError(
+                f"the output folder {parent} can't be written ({error.strerror})", option="output_dir"
+            ) from error
+        raise UserError(f"{parent} has a thousand runs of this second", option="name")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """A run folder that is there; temporary files of processes that were killed are removed from it.
+
+        Raises:
+            UserError: The folder is not a run folder.
+        """
+        run = cls(Path(path).expanduser())
+        if not run.config_file.is_file():
+            raise UserError(f"{path} is not a run folder: it has no config.yaml; expected runs/<recipe>/<date-time>")
+        sweep(run.path)
+        return run
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> tuple[RunFolder, Path | None]:
+        """The run folder that a path means, and the checkpoint where it names one.
+
+        Raises:
+            UserError: The path is neither a run folder nor a checkpoint inside one.
+        """
+        target = Path(path).expanduser()
+        if target.is_dir():
+            return cls.open(target), None
+        if not target.is_file():
+            raise UserError(f"there is no run folder or checkpoint '{path}'")
+        folder = target.resolve().parent.parent
+        if not (folder / "config.yaml").is_file():
+            raise UserError(
+                f"{path} lies in no run folder", advice="say what to use it on with {recipe} or {data.source}"
+            )
+        return cls.open(folder), target
+
+    def discard_if_untrained(self) -> None:
+        """Remove a run folder that never got a checkpoint, and the folders above it that are then empty."""
+        if any(self.checkpoints.glob("*.ckpt")) or self.training_file.is_file():
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        for parent in list(self.path.parents)[:2]:
             try:
                 parent.rmdir()
             except OSError:
                 return
 
+    # Its small files
 
-def read_run_config(run: Path) -> dict[str, Any]:
-    """The `config.yaml` of a run folder.
+    def read_config(self) -> dict[str, Any]:
+        """The content of `config.yaml`.
 
-    Raises:
-        UserError: The folder is not a run folder, or its configuration can't be read.
-    """
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{run} is not a run folder: it has no config.yaml; expected runs/<recipe>/<date-time>")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a configuration: expected keys such as model and data")
-    return config
+        Raises:
+            UserError: It can't be read.
+        """
+        try:
+            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.config_file} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{self.config_file} is not a configuration: expected keys such as model and data")
+        return config
 
+    @staticmethod
+    def read_json(path: Path) -> dict[str, Any] | None:
+        """One of the run's JSON files; None where it is not there.
 
-def run_of(path: Path) -> tuple[Path, Path | None]:
-    """The run folder that a path means, and the checkpoint where it names one.
+        Raises:
+            UserError: It can't be read.
+        """
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} can't be read: {error}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{path} can't be read: expected an object, found a {type(content).__name__}")
+        return content
 
-    Raises:
-        UserError: The path is neither a run folder nor a checkpoint inside one.
-    """
-    if path.is_dir():
-        return path, None
-    if path.is_file():
-        run = path.resolve().parent.parent
-        if not (run / "config.yaml").is_file():
-            raise UserError(f"{path} lies in no run folder; say what to use it on with --recipe or --data.source")
-        return run, path
-    raise UserError(f"there is no run folder or checkpoint '{path}'")
+    @staticmethod
+    def write_json(path: Path, content: dict[str, Any]) -> None:
+        """Write one of the run's JSON files."""
+        write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

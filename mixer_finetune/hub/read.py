@@ -1,9 +1,9 @@
 """Reading from the Hugging Face Hub, with what its client leaves out.
 
-The client (huggingface_hub 2.4) gives up at a dropped connection or one 503, silently takes what the cache holds when the Hub
-does not answer, checks of a file its size alone, and waits for ever in some calls. Here reads are tried again for a while,
-a stale answer of the cache is announced, content is checked against the hash that the Hub states, and every refusal is one
-line that says what to change.
+The client (huggingface_hub 2.4) gives up after a dropped connection or one 503, silently uses the cache when the Hub
+does not answer, compares only the size of a file, and waits for ever in some calls. Here reads are tried again for a
+while, the use of the cache is announced, content is compared with the hash that the Hub states, and every refusal is
+one line that says what to change.
 """
 
 from __future__ import annotations
@@ -14,18 +14,29 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from mixer_finetune.errors import UserError
 from mixer_finetune.files import UNWRITABLE, write_atomically
-from mixer_finetune.hub.retry import DOWNLOAD_TIME_LIMIT, causes, first_line, is_transient, limit_wait, reason, retried
+from mixer_finetune.hub.retry import (
+    DOWNLOAD_TIME_LIMIT,
+    causes,
+    first_line,
+    http_library,
+    is_transient,
+    limit_wait,
+    reason,
+    retried,
+)
 
-# A repository's weights, the first that is there.
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+RepoType = Literal["model", "dataset"]
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# As they are called in messages.
+_KINDS: dict[RepoType, str] = {"model": "model", "dataset": "data set"}
 _log = logging.getLogger(__name__)
 
 
@@ -35,21 +46,21 @@ def is_repo_id(text: str) -> bool:
 
 
 @contextmanager
-def hub_errors(repo_id: str, kind: str, option: str, *, writing: bool = False) -> Iterator[None]:
+def hub_errors(repo_id: str, repo_type: RepoType, option: str, *, writing: bool = False) -> Iterator[None]:
     """Talk to the Hub in this block: no request waits for ever, and a failure is one line that says what to change.
 
     Args:
         repo_id: `user/name`.
-        kind: "model" or "data set", for the message.
-        option: The option that named the repository.
-        writing: Whether the block is to write, which no cache can stand in for.
+        repo_type: "model" or "dataset".
+        option: The parameter that named the repository.
+        writing: Whether the block is to write, where the cache is no help.
 
     Raises:
         UserError: Whenever the block fails to reach, find or be allowed to read the repository, or to write the cache.
     """
     from huggingface_hub import errors, get_session
-    from huggingface_hub.utils import httpx
 
+    httpx = http_library()
     # Their warnings are about what is tried again or explained here.
     quieted = {logger: logger.level for logger in map(logging.getLogger, ("huggingface_hub", "datasets"))}
     try:
@@ -64,10 +75,11 @@ def hub_errors(repo_id: str, kind: str, option: str, *, writing: bool = False) -
         # Cut off from its cause, whose text may hold the token.
         raise UserError("the token in HF_TOKEN can't be sent: it holds characters that no token has") from None
     except errors.HFValidationError as error:
-        raise UserError(f"'{repo_id}' is not the id of a {kind} on the Hub: {first_line(error)}; change {option}") from error
+        problem = f"'{repo_id}' is not the id of a {_KINDS[repo_type]} on the Hub: {first_line(error)}"
+        raise UserError(problem, option=option) from error
     except Exception as error:
-        if explanation := _explanation(error, repo_id, kind, option, writing):
-            raise UserError(explanation) from error
+        if explanation := _explanation(error, repo_id, repo_type, option, writing):
+            raise explanation from error
         raise
     finally:
         hooks = get_session().event_hooks
@@ -76,29 +88,37 @@ def hub_errors(repo_id: str, kind: str, option: str, *, writing: bool = False) -
             logger.setLevel(level)
 
 
-def _explanation(error: BaseException, repo_id: str, kind: str, option: str, writing: bool) -> str | None:
+def _explanation(
+    error: BaseException, repo_id: str, repo_type: RepoType, option: str, writing: bool
+) -> UserError | None:
     """What to change, or None for an error that has nothing to do with the Hub or its cache."""
     from huggingface_hub import constants, errors
-    from huggingface_hub.utils import httpx
 
-    endpoint, name = constants.ENDPOINT, f"the {kind} '{repo_id}'"
-    elsewhere = f"to work offline, give {option} a local folder or a bundled name"
+    httpx = http_library()
+    endpoint, kind = constants.ENDPOINT, _KINDS[repo_type]
+    name = f"the {kind} '{repo_id}'"
     for cause in causes(error):
         if isinstance(cause, errors.GatedRepoError):
-            page = f"{endpoint}/{'datasets/' if kind == 'data set' else ''}{repo_id}"
-            return f"{name} is gated: ask for access at {page}, then set HF_TOKEN"
+            page = f"{endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
+            return UserError(f"{name} is gated: ask for access at {page}, then set HF_TOKEN")
         if isinstance(cause, errors.RevisionNotFoundError):
-            return f"{name} has no such revision; check {option.split('.')[0]}.revision"
+            group = "data" if repo_type == "dataset" else "model"
+            return UserError(f"{name} has no such revision", option=f"{group}.revision")
         if isinstance(cause, errors.RepositoryNotFoundError):
-            return f"no {kind} '{repo_id}' on the Hub ({endpoint}), or it is private: check {option}, or set HF_TOKEN"
+            return UserError(
+                f"no {kind} '{repo_id}' on the Hub ({endpoint}), or it is private",
+                advice=f"check {{{option}}}, or set HF_TOKEN",
+            )
         if isinstance(cause, errors.RemoteEntryNotFoundError):
             file = cause.response.url.path.partition("/resolve/")[2].partition("/")[2]
-            return f"{name} lacks a file that is needed, {file}; change {option}"
+            return UserError(f"{name} lacks a file that is needed, {file}", option=option)
         if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code in (401, 403):
-            return f"the Hub ({endpoint}) refuses access to {name} ({cause.response.status_code}): check HF_TOKEN"
+            status = cause.response.status_code
+            return UserError(f"the Hub ({endpoint}) refuses access to {name} ({status}): check HF_TOKEN")
         if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
-            return (
-                f"the cache {constants.HF_HOME} can't be written ({cause.strerror}): free it, or set HF_HOME to another folder"
+            return UserError(
+                f"the cache {constants.HF_HOME} can't be written ({cause.strerror}): free it, or set HF_HOME to "
+                "another folder"
             )
         if isinstance(cause, httpx.HTTPError | ConnectionError):
             break  # what lies under it is the network's
@@ -106,62 +126,78 @@ def _explanation(error: BaseException, repo_id: str, kind: str, option: str, wri
     if not any(isinstance(cause, missed) for cause in causes(error)) and not is_transient(error):
         return None
     if writing:
-        return f"the Hub ({endpoint}) can't be reached to write {name} ({reason(error)}): try again later"
+        return UserError(f"the Hub ({endpoint}) can't be reached to write {name} ({reason(error)}): try again later")
     if constants.HF_HUB_OFFLINE:
-        return f"offline mode is on (HF_HUB_OFFLINE) and {name} is not in the cache; {elsewhere}"
-    return f"the Hub ({endpoint}) can't be reached and {name} is not in the cache; {elsewhere} ({reason(error)})"
+        problem = f"offline mode is on (HF_HUB_OFFLINE) and {name} is not in the cache"
+    else:
+        problem = f"the Hub ({endpoint}) can't be reached ({reason(error)}) and {name} is not in the cache"
+    return UserError(problem, advice=f"to work offline, give {{{option}}} a local folder or a bundled name")
 
 
-def download_model(repo_id: str, revision: str | None) -> tuple[Path, str]:
-    """Fetch a model repository's config.json and weights, or find them in the cache.
+def download(
+    repo_id: str, repo_type: RepoType, files: Sequence[Sequence[str]], revision: str | None, option: str
+) -> tuple[Path, str]:
+    """Fetch files of a repository, all of one commit, or find them in the cache.
+
+    Args:
+        repo_id: `user/name`.
+        repo_type: "model" or "dataset".
+        files: The files by their paths in the repository, each with what may stand in for it: the first that is there
+            is taken.
+        revision: Branch, tag or commit; main when None.
+        option: The parameter that named the repository.
 
     Returns:
-        The local folder that holds both, and the commit hash that it is a snapshot of.
+        The local folder that holds the files, and the commit hash that it is a snapshot of.
 
     Raises:
-        UserError: As `hub_errors` says, or the files arrive damaged.
+        UserError: As `hub_errors` says, or a file arrives damaged.
+    """
+    folder, at = None, revision or "main"
+    with hub_errors(repo_id, repo_type, option):
+        for names in files:
+            name, path = _fetch_first(repo_id, repo_type, names, at)
+            # The cache keeps a snapshot under its commit hash: all further files are of the first one's commit.
+            folder = path.parents[len(Path(name).parts) - 1]
+            at = folder.name
+    assert folder is not None, "no file was asked for"
+    return folder, at
+
+
+def _fetch_first(repo_id: str, repo_type: RepoType, names: Sequence[str], revision: str) -> tuple[str, Path]:
+    """The first of several files that the repository has: its name and place.
+
+    Raises:
+        RemoteEntryNotFoundError: It has none of them; the error names the first.
     """
     from huggingface_hub import errors
 
-    with hub_errors(repo_id, "model", "--model.backbone"):
-        config = fetch(repo_id, "model", "config.json", revision or "main")
-        # The cache keeps a snapshot under its commit hash: pin the second file to the commit of the first.
-        commit = config.parent.name
+    missing: Exception | None = None
+    for name in names:
         try:
-            fetch(repo_id, "model", WEIGHT_FILES[0], commit)
+            return name, fetch(repo_id, repo_type, name, revision)
         except errors.RemoteEntryNotFoundError as error:
-            try:
-                fetch(repo_id, "model", WEIGHT_FILES[1], commit)
-            except errors.RemoteEntryNotFoundError:
-                raise error from None
-    return config.parent, commit
+            missing = missing or error
+    assert missing is not None, "no file was asked for"
+    raise missing
 
 
-def download_file(repo_id: str, name: str, revision: str | None) -> tuple[Path, str]:
-    """Fetch one file of a model repository, or find it in the cache.
+def download_url(url: str, option: str) -> Path:
+    """Fetch a file by its https or gs address, or find it in the cache.
 
-    Returns:
-        The file, and the commit hash that it is of.
+    The cache is `HF_HOME/mixer_finetune/<hash of the address>/<name>`. Google's storage states the file's MD5, which is
+    compared; other servers state the length alone.
 
-    Raises:
-        UserError: As `hub_errors` says, or the file arrives damaged.
-    """
-    with hub_errors(repo_id, "model", "--model.backbone"):
-        path = fetch(repo_id, "model", name, revision or "main")
-    return path, path.parents[len(Path(name).parts) - 1].name
-
-
-def download_url(url: str) -> Path:
-    """Fetch a file by its https or gs address, or find it in the cache: `HF_HOME/mixer_finetune/<hash of the address>/<name>`.
-
-    Google's storage states the file's MD5, which is compared; of other servers the length alone is.
+    Args:
+        url: The address.
+        option: The parameter that named it.
 
     Raises:
         UserError: The address can't be reached or has no such file, or the file arrives damaged.
     """
     from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import httpx
 
+    httpx = http_library()
     address = re.sub("^gs://", "https://storage.googleapis.com/", url)
     folder = Path(constants.HF_HOME) / "mixer_finetune" / hashlib.sha256(address.encode()).hexdigest()[:16]
     path = folder / (Path(httpx.URL(address).path).name or "weights")
@@ -170,7 +206,9 @@ def download_url(url: str) -> Path:
 
     def download(target: Path) -> None:
         digest, length = hashlib.md5(usedforsecurity=False), 0
-        with get_session().stream("GET", address, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True) as reply:
+        with get_session().stream(
+            "GET", address, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True
+        ) as reply:
             reply.raise_for_status()
             with open(target, "wb") as file:
                 for chunk in reply.iter_raw(2**20):
@@ -180,26 +218,30 @@ def download_url(url: str) -> Path:
             stated = re.search("md5=([^, ]+)", reply.headers.get("x-goog-hash", ""))
             expected = int(reply.headers.get("content-length", length))
         if length != expected or (stated and base64.b64encode(digest.digest()).decode() != stated[1]):
-            raise UserError(f"{url} arrives damaged (its length or hash is not what the server states); try again later")
+            raise UserError(
+                f"{url} arrives damaged (its length or hash is not what the server states); try again later"
+            )
 
     try:
         retried(lambda: write_atomically(path, download), DOWNLOAD_TIME_LIMIT)
     except httpx.HTTPStatusError as error:
         raise UserError(
-            f"{url} can't be had: the server answers {error.response.status_code}; change --model.backbone"
+            f"{url} can't be had: the server answers {error.response.status_code}", option=option
         ) from error
     except httpx.HTTPError as error:
         raise UserError(
-            f"{url} can't be reached ({reason(error)}); download it elsewhere and give --model.backbone the file"
+            f"{url} can't be reached ({reason(error)})", advice=f"download it elsewhere and give {{{option}}} the file"
         ) from error
     except OSError as error:
         if error.errno not in UNWRITABLE:
-            raise UserError(f"{url} can't be had ({first_line(error)}); give --model.backbone a local file") from error
+            raise UserError(
+                f"{url} can't be had ({first_line(error)})", advice=f"give {{{option}}} a local file"
+            ) from error
         raise UserError(f"the cache {folder} can't be written ({error.strerror}): free it, or set HF_HOME") from error
     return path
 
 
-def fetch(repo_id: str, repo_type: str, name: str, revision: str, *, cache: bool = True) -> Path:
+def fetch(repo_id: str, repo_type: RepoType, name: str, revision: str, *, cache: bool = True) -> Path:
     """A file of a repository, from the cache or the Hub, with the content that the Hub states.
 
     Args:
@@ -207,8 +249,8 @@ def fetch(repo_id: str, repo_type: str, name: str, revision: str, *, cache: bool
         repo_type: "model" or "dataset".
         name: Path in the repository.
         revision: Branch, tag or commit.
-        cache: Whether the Hub need not answer: of a commit, a cached file is taken without asking it, and of a branch or tag
-            where it can't be reached.
+        cache: Whether the cache may stand in for the Hub: a commit's file is taken from it without asking the Hub, a
+            branch's or tag's where the Hub can't be reached.
 
     Returns:
         The file inside the snapshot of its commit, in the cache.
@@ -224,15 +266,18 @@ def fetch(repo_id: str, repo_type: str, name: str, revision: str, *, cache: bool
         if is_intact(path):
             return path
         if constants.HF_HUB_OFFLINE:
-            raise UserError(f"{name} of '{repo_id}' is damaged in the cache; run once without HF_HUB_OFFLINE to fetch it again")
+            raise UserError(
+                f"{name} of '{repo_id}' is damaged in the cache; run once without HF_HUB_OFFLINE to fetch it again"
+            )
         (path.parent / os.readlink(path)).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     raise UserError(
-        f"{name} of '{repo_id}' arrives damaged (its hash is not the one that the Hub states), twice over; try again later"
+        f"{name} of '{repo_id}' arrives damaged (its hash is not the one that the Hub states), twice over; try again "
+        "later"
     )
 
 
-def _locate(repo_id: str, repo_type: str, name: str, revision: str, cache: bool) -> Path:
+def _locate(repo_id: str, repo_type: RepoType, name: str, revision: str, cache: bool) -> Path:
     """The file in the cache, downloaded where it is not there or the revision may have moved on."""
     import huggingface_hub as hub
     from huggingface_hub import constants, errors
@@ -264,15 +309,16 @@ def _locate(repo_id: str, repo_type: str, name: str, revision: str, cache: bool)
 
 
 def warn_of_cache(error: BaseException, repo_id: str, revision: str) -> None:
-    """Say that the cache serves in place of a Hub that does not answer."""
+    """Say that the cache is used because the Hub does not answer."""
     _log.warning("the Hub can't be reached (%s): '%s' at %s is taken from the cache", reason(error), repo_id, revision)
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a file of the cache has the hash that the Hub stated: the cache's name of the file that the link leads to.
+    """Whether a file of the cache has the hash that the Hub stated: the cache's name of the file that the link leads
+    to.
 
-    It is the sha256 of a large file and git's hash of a small one. Where the cache has no links (on Windows without developer
-    mode) there is nothing to compare with, and every file passes.
+    It is the sha256 of a large file and git's hash of a small one. Where the cache has no links (on Windows without
+    developer mode) there is nothing to compare with, and every file passes.
     """
     if not path.is_symlink():
         return True

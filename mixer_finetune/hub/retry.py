@@ -1,7 +1,7 @@
-"""Trying reads of the Hub again: which failures pass, how long to wait, and what to say of those that stay.
+"""Reads of the Hub, tried again: which failures are transient, how long to wait, and what to say of those that last.
 
-The client tries some requests again by itself, for up to half a minute, but not file_exists, model_info, a HEAD that is
-dropped, or a body that is reset; and in some calls it waits for ever.
+The client itself tries some requests again, for up to half a minute, but not file_exists, model_info, a HEAD whose
+connection is dropped, or a body whose connection is reset; and in some calls it waits for ever.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def retried(read: Callable[[], T], time_limit: float = TIME_LIMIT) -> T:
-    """The result of an idempotent read, tried again while the failure is one that passes.
+    """The result of an idempotent read, tried again while it fails for a transient reason.
 
     Args:
         read: What to do.
@@ -53,6 +54,11 @@ def retried(read: Callable[[], T], time_limit: float = TIME_LIMIT) -> T:
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
+def http_library() -> Any:
+    """The HTTP library that the client uses: httpx or httpx2, by its version."""
+    return import_module("huggingface_hub.utils").httpx
+
+
 def limit_wait(request: Any) -> None:
     """Give a request that would wait for ever the time limit of downloads."""
     from huggingface_hub import constants
@@ -65,8 +71,8 @@ def limit_wait(request: Any) -> None:
 def is_transient(error: BaseException) -> bool:
     """Whether the same read may succeed a little later: network errors, and statuses that say so."""
     from huggingface_hub import constants, errors
-    from huggingface_hub.utils import httpx
 
+    httpx = http_library()
     for cause in causes(error):
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return False
@@ -90,7 +96,7 @@ def _asked_wait(error: BaseException) -> float:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it was raised from; not what merely went wrong before, such as files that datasets tries in vain."""
+    """The error and what it was raised from (`raise ... from`), without errors that were handled meanwhile."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -98,10 +104,10 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def reason(error: BaseException) -> str:
-    """What kept the Hub from answering, in a few words."""
+    """Why the Hub did not answer, in a few words."""
     from huggingface_hub import errors
-    from huggingface_hub.utils import httpx
 
+    httpx = http_library()
     for cause in causes(error):
         if isinstance(cause, errors.HfHubHTTPError):
             wait = _asked_wait(cause)
