@@ -1,6 +1,8 @@
-"""Files of weights that others publish, brought to timm's names: Google's Flax `.npz`, Facebook's and OpenMMLab's `.pth`.
+"""Files of weights that others publish, brought to timm's names: Google's Flax `.npz`, Facebook's and OpenMMLab's
+`.pth`.
 
-Such files say nothing of their architecture: it is told from the names and shapes of what they hold.
+Such files say nothing of their architecture: it is told from the names and shapes of what they hold. The names that a
+family's weights have elsewhere stand in the family's file.
 """
 
 from __future__ import annotations
@@ -9,61 +11,32 @@ import math
 import pickle
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixer_finetune.backbones.families import VARIANTS, Geometry, Variant
+from mixer_finetune.backbones.families import FAMILIES
+from mixer_finetune.backbones.family import Rule, Variant
+from mixer_finetune.backbones.folder import ModelConfig, parse_config
+from mixer_finetune.backbones.geometry import Geometry
 from mixer_finetune.errors import UserError
 
-OWN_KEY = "mixer_finetune"  # of config.json: what timm has no terms for
-
-# Names of the Mixer's Flax code (google-research/vision_transformer), and timm's.
-_FLAX = (
-    (r"stem/", "stem.proj."),
-    (r"MixerBlock_(\d+)/LayerNorm_0/", r"blocks.\1.norm1."),
-    (r"MixerBlock_(\d+)/LayerNorm_1/", r"blocks.\1.norm2."),
-    (r"MixerBlock_(\d+)/(token|channel)_mixing/Dense_0/", r"blocks.\1.mlp_\2s.fc1."),
-    (r"MixerBlock_(\d+)/(token|channel)_mixing/Dense_1/", r"blocks.\1.mlp_\2s.fc2."),
-    (r"pre_head_layer_norm/", "norm."),
-    (r"head/", "head."),
-)
-# Its older layout, brought to the newer one.
-_OLD_FLAX = (
-    (r"embedding/", "stem/"),
-    (r"Mixer/encoder_norm/", "pre_head_layer_norm/"),
-    (r"Mixer/encoderblock_(\d+)/(token|channel)_mixing_phase_0/(kernel|bias)1", r"MixerBlock_\1/\2_mixing/Dense_0/\3"),
-    (r"Mixer/encoderblock_(\d+)/(token|channel)_mixing_phase_0/(kernel|bias)2", r"MixerBlock_\1/\2_mixing/Dense_1/\3"),
-    (r"Mixer/encoderblock_(\d+)/", r"MixerBlock_\1/"),
-)
 _FLAX_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-_FACEBOOK = (
-    (r"patch_embed\.", "stem."),
-    (r"(blocks\.\d+)\.attn\.", r"\1.linear_tokens."),
-    (r"(blocks\.\d+)\.mlp\.", r"\1.mlp_channels."),
-    (r"(blocks\.\d+)\.gamma_", r"\1.ls"),
-)
-_OPENMMLAB = (
-    (r"backbone\.patch_embed\.projection\.", "stem.proj."),
-    (r"backbone\.layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
-    (r"backbone\.layers\.(\d+)\.(token|channel)_mix\.layers\.0\.0\.", r"blocks.\1.mlp_\2s.fc1."),
-    (r"backbone\.layers\.(\d+)\.(token|channel)_mix\.layers\.1\.", r"blocks.\1.mlp_\2s.fc2."),
-    (r"backbone\.ln1\.", "norm."),
-    (r"head\.fc\.", "head."),
-)
 
 
-def read_weights(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """The config that a file of weights implies, and its weights by timm's names.
+def read_weights(path: Path) -> tuple[ModelConfig | None, dict[str, Tensor]]:
+    """The config that a file of weights holds or implies, and its weights by timm's names.
 
     Args:
-        path: A .safetensors file (which says nothing: the config is None and stands beside it), .npz, .pth, .pt, .bin, or
-            a Lightning checkpoint of ours (.ckpt).
+        path: A .safetensors or .bin file (which says nothing of its config: that is None), .npz, .pth or .pt, or a
+            Lightning checkpoint of ours (.ckpt).
 
     Raises:
         UserError: The file is damaged, holds code, or is of no known layout.
@@ -77,18 +50,18 @@ def read_weights(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         weights = _from_flax(_read_npz(path), path)
         return implied_config(weights, path, activation="gelu_tanh"), weights
     content = load_checkpoint(path)
-    if "model_config" in content:  # a Lightning checkpoint of ours
-        prefix = "backbone."
-        state = content["state_dict"]
-        return content["model_config"], {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    if "model_config" in content:
+        return parse_config(content["model_config"], f"the model_config of {path}"), _from_lightning(content, path)
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     weights = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
     if not weights:
         raise UserError(f"{path} holds no weights; expected tensors by name, or a checkpoint of mixer_finetune")
-    if "patch_embed.proj.weight" in weights:
-        weights = {key: _affine(key, value) for key, value in _renamed(weights, _FACEBOOK).items()}
-    elif "backbone.patch_embed.projection.weight" in weights:
-        weights = _renamed(weights, _OPENMMLAB)
+    for layout in (layout for family in FAMILIES for layout in family.layouts):
+        if layout.marker in weights:
+            weights = {_renamed(name, layout.rules): value for name, value in weights.items()}
+            if layout.convert is not None:
+                weights = {name: layout.convert(name, value) for name, value in weights.items()}
+            break
     return None if path.suffix == ".bin" else implied_config(weights, path), weights
 
 
@@ -113,7 +86,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _from_lightning(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint of ours: `backbone.*`, with the head as `head.*`; in older ones `backbone.head.*`."""
+    state = content.get("state_dict")
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is not a whole checkpoint: it has no state_dict")
+    body = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    return {**body, **{key: value for key, value in state.items() if key.startswith("head.")}}
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name.removeprefix("params/"): file[name] for name in file.files}
@@ -123,29 +105,28 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} can't be read: the file is damaged or cut off") from error
 
 
-def _from_flax(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Tensor]:
-    """Kernels are stored input first: (in, out), and (height, width, in, out) for the patch embedding."""
-    old_layout = any(name.startswith("Mixer/") for name in arrays)
+def _from_flax(arrays: dict[str, NDArray[Any]], path: Path) -> dict[str, Tensor]:
+    """Flax's arrays by timm's names.
+
+    Kernels are stored input first: (in, out), and (height, width, in, out) for the patch embedding. Older files have
+    further axes of length one.
+    """
+    rules = [rule for family in FAMILIES for rule in family.flax_rules]
     weights = {}
     for name, array in arrays.items():
-        if old_layout:
-            name = _rename(name, _OLD_FLAX)
-            array = array.squeeze() if "mixing" in name else array
-        module, _, leaf = _rename(name, _FLAX).rpartition(".")
+        module, _, leaf = _renamed(name, rules).rpartition(".")
         if leaf not in _FLAX_LEAVES or not module:
-            raise UserError(f"{path} holds '{name}', which no Mixer has: expected Google's Flax weights of a Mixer")
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+            known = " or ".join(family.name for family in FAMILIES if family.flax_rules)
+            raise UserError(f"{path} holds '{name}', which is in no Flax file of a {known}")
+        axes = 1 if leaf != "kernel" else 4 if module == "stem.proj" else 2
+        tensor = torch.from_numpy(np.ascontiguousarray(array.squeeze() if array.ndim > axes else array))
         if leaf == "kernel":
             tensor = tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
         weights[f"{module}.{_FLAX_LEAVES[leaf]}"] = tensor.contiguous()
     return weights
 
 
-def _renamed(weights: dict[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    return {_rename(name, rules): value for name, value in weights.items()}
-
-
-def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _renamed(name: str, rules: Iterable[Rule]) -> str:
     for pattern, replacement in rules:
         renamed, count = re.subn(f"^{pattern}", replacement, name)
         if count:
@@ -153,23 +134,25 @@ def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
-def _affine(name: str, value: Tensor) -> Tensor:
-    """Facebook keeps the affine maps' parameters as (C,), timm as (1, 1, C)."""
-    return value.view(1, 1, -1) if name.endswith((".alpha", ".beta")) else value
+def implied_config(weights: dict[str, Tensor], path: Path, activation: str = "gelu") -> ModelConfig:
+    """The config of weights that come without one: that of the architecture whose names and sizes they have.
 
-
-def implied_config(weights: dict[str, Tensor], path: Path, activation: str = "gelu") -> dict[str, Any]:
-    """What config.json would say of weights: the architecture whose names and sizes they have.
+    Args:
+        weights: By timm's names.
+        path: Of the file, for an error.
+        activation: One of `GELU_FORMS`.
 
     Raises:
         UserError: They are of no architecture of the table.
     """
     stem = weights.get("stem.proj.weight")
-    family, tokens, token_hidden = _family(weights)
-    if stem is None or stem.ndim != 4 or family is None:
-        known = ", ".join(sorted({variant.family for variant in VARIANTS.values()}))
+    recognised = ((family, shape) for family in FAMILIES if (shape := family.recognise(weights)) is not None)
+    family, shape = next(recognised, (None, None))
+    if stem is None or stem.ndim != 4 or family is None or shape is None:
+        known = ", ".join(sorted(family.name for family in FAMILIES))
         names = ", ".join(sorted(weights)[:4])
         raise UserError(f"{path} holds no weights of a known family ({known}): it begins with {names}")
+    tokens, token_hidden = shape
     channels, in_chans, patch, _ = stem.shape
     blocks = 1 + max((int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
 
@@ -178,36 +161,19 @@ def implied_config(weights: dict[str, Tensor], path: Path, activation: str = "ge
         rows = variant.image_size // variant.patch_size
         return variant.patch_size != patch, rows * rows != tokens
 
-    same = [(n, v) for n, v in VARIANTS.items() if (v.family, v.num_blocks, v.embed_dim) == (family, blocks, channels)]
+    same = [(n, v) for n, v in family.variants.items() if (v.num_blocks, v.embed_dim) == (blocks, channels)]
     side = math.isqrt(tokens)
     if not same or side * side != tokens:
         raise UserError(
-            f"{path} is a {family} of {blocks} blocks, {channels} channels and {tokens} tokens, which is no architecture of "
-            "the table (see: mixer-finetune backbones); save it as a model folder with a config.json"
+            f"{path} is a {family.name} of {blocks} blocks, {channels} channels and {tokens} tokens, which is no "
+            "architecture of the table (see: mixer-finetune backbones); save it as a model folder with a config.json"
         )
     architecture, variant = min(same, key=distance)
-    geometry = Geometry((side * patch, side * patch), patch, in_chans)
-    own: dict[str, Any] = {} if activation == "gelu" else {"activation": activation}
-    if patch != variant.patch_size:
-        own["patch_size"] = patch
-    if token_hidden not in (None, variant.token_hidden):
-        own["token_hidden"] = token_hidden
-    return {
-        "architecture": architecture,
-        "num_classes": len(weights["head.weight"]) if "head.weight" in weights else 0,
-        "model_args": {"img_size": side * patch, "in_chans": in_chans},
-        "pretrained_cfg": variant.preprocessing(geometry).to_pretrained_cfg(),
-        OWN_KEY: own,
-    }
-
-
-def _family(weights: dict[str, Tensor]) -> tuple[str | None, int, int | None]:
-    """Family, number of tokens, and hidden width of the token MLP where there is one."""
-    if (first := weights.get("blocks.0.mlp_tokens.fc1.weight")) is not None and first.ndim == 2:
-        second = weights.get("blocks.0.mlp_tokens.fc2.weight")
-        gated = second is not None and second.shape[-1] * 2 == len(first)
-        return "gmixer" if gated else "mixer", first.shape[1], len(first)
-    for family, name in (("resmlp", "blocks.0.linear_tokens.weight"), ("gmlp", "blocks.0.mlp_channels.gate.proj.weight")):
-        if (matrix := weights.get(name)) is not None:
-            return family, len(matrix), None
-    return None, 0, None
+    geometry = Geometry(
+        (side * patch, side * patch), patch, in_chans, None if token_hidden == variant.token_hidden else token_hidden
+    )
+    geometry.check(architecture)
+    head = weights.get("head.weight")
+    return ModelConfig(
+        architecture, 0 if head is None else len(head), geometry, activation, variant.preprocessing(geometry)
+    )

@@ -1,15 +1,20 @@
 """gMixer: the Mixer with gated MLPs (SwiGLU of arXiv 2002.05202), as in timm's experiment, tokens first.
 
-Shapes: N tokens, B batch, C channels, D_S hidden width of the token MLP, D_C of the channel MLP; half of each gates the other.
+Shapes: N tokens, B batch, C channels, D_S hidden width of the token MLP, D_C of the channel MLP; half of each gates the
+other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixer_finetune.backbones.mixer import NORM_EPS, MixerBlock
-from mixer_finetune.backbones.tokens import TokenMixing, across_tokens
+from mixer_finetune.backbones.family import Family, Variant, Weights
+from mixer_finetune.backbones.mixer import NORM_EPS, MixerBlock, token_mlp_of
+from mixer_finetune.backbones.tokens import TokenLinear, TokenMixing
 
 
 class GatedTokenMlp(TokenMixing):
@@ -17,13 +22,18 @@ class GatedTokenMlp(TokenMixing):
 
     def __init__(self, tokens: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(tokens, hidden)
-        self.fc2 = nn.Linear(hidden // 2, tokens)
+        self.fc1 = TokenLinear(tokens, hidden)
+        self.fc2 = TokenLinear(hidden // 2, tokens)
 
-    def mix(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(N, B, C) to (N, B, C)."""
-        value, gate = across_tokens(self.fc1, x.flatten(1)).chunk(2)  # each (D_S / 2, B C)
-        return across_tokens(self.fc2, value * F.silu(gate)).view(x.shape)  # (N, B, C)
+        return self.on_trained_grid(self._mlp, x)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        """(N, B, C) to (N, B, C)."""
+        value, gate = self.fc1(x).chunk(2)  # each (D_S / 2, B, C)
+        x = self.fc2(value * F.silu(gate))
+        return x
 
 
 class GatedChannelMlp(nn.Module):
@@ -37,17 +47,40 @@ class GatedChannelMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, B, C) to (N, B, C)."""
         value, gate = self.fc1(x).chunk(2, dim=-1)  # each (N, B, D_C / 2)
-        return self.fc2(value * F.silu(gate))
+        x = self.fc2(value * F.silu(gate))
+        return x
 
 
-class GMixerBlock(MixerBlock):
-    """A Mixer block with gated MLPs."""
+def _block(variant: Variant, tokens: int, token_hidden: int | None, activation: str) -> MixerBlock:
+    """A Mixer block with gated MLPs; their activation is SiLU, whatever is asked for."""
+    assert token_hidden is not None
+    return MixerBlock(
+        variant.embed_dim,
+        GatedTokenMlp(tokens, token_hidden),
+        GatedChannelMlp(variant.embed_dim, variant.channel_hidden),
+    )
 
-    def __init__(
-        self, tokens: int, channels: int, token_hidden: int, channel_hidden: int, activation: str, layer_scale: float
-    ) -> None:
-        nn.Module.__init__(self)
-        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.mlp_tokens = GatedTokenMlp(tokens, token_hidden)
-        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.mlp_channels = GatedChannelMlp(channels, channel_hidden)
+
+def _recognise(weights: Mapping[str, Tensor]) -> tuple[int, int | None] | None:
+    found = token_mlp_of(weights)
+    return found[:2] if found and found[2] else None
+
+
+FAMILY = Family(
+    name="gmixer",
+    block=_block,
+    norm=partial(nn.LayerNorm, eps=NORM_EPS),
+    sides={
+        "mlp_tokens.fc1.weight": ("gated", "tokens"),
+        "mlp_tokens.fc1.bias": ("gated",),
+        "mlp_tokens.fc2.weight": ("tokens", "hidden"),
+        "mlp_tokens.fc2.bias": ("tokens",),
+    },
+    recognise=_recognise,
+    variants={
+        "gmixer_12_224": Variant(16, 12, 384, (1.0, 4.0), imagenet_statistics=True),
+        "gmixer_24_224": Variant(
+            16, 24, 384, (1.0, 4.0), imagenet_statistics=True, weights=(Weights("ra3_in1k", top1=78.048),)
+        ),
+    },
+)

@@ -1,14 +1,29 @@
-"""How images must be prepared for a backbone's weights, in the terms of timm's `pretrained_cfg`."""
+"""How images must be prepared for a backbone's weights, in the terms of timm's `pretrained_cfg`, and the doing of it.
+
+Torch and PIL are imported by the functions that need them: commands that only read such settings start at once.
+
+Shapes: B images of H x W pixels and c channels; (S, T) is the size that the backbone takes.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from mixer_finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image, Resampling
+    from torch import Tensor
 
 FILTERS = ("bicubic", "bilinear", "nearest")
 CROP_MODES = ("center", "squash")
 # What PIL calls images of that many channels.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# The evaluation crop enlarges an image by at most the inverse of this before it cuts.
+SMALLEST_CROP_PCT = 0.05
 
 
 def as_pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
@@ -18,7 +33,7 @@ def as_pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Pre-processing of a checkpoint.
+    """Pre-processing of a checkpoint. Called with an image, it prepares it as evaluation does.
 
     Attributes:
         image_size: (height, width) that the backbone sees, in pixels; a number given for it means a square.
@@ -26,7 +41,11 @@ class Preprocessing:
         std: What the channels are divided by, after that.
         interpolation: "bicubic", "bilinear" or "nearest".
         crop_pct: Share of the side that the evaluation crop keeps.
-        crop_mode: "center" resizes to cover the crop, and crops; "squash" resizes both sides, ignoring the aspect ratio.
+        crop_mode: "center" resizes to cover the crop, and crops; "squash" resizes both sides, ignoring the aspect
+            ratio.
+
+    Raises:
+        UserError: A value is out of range.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -38,11 +57,55 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_pair(self.image_size))
+        for name, value, known in (
+            ("interpolation", self.interpolation, FILTERS),
+            ("crop_mode", self.crop_mode, CROP_MODES),
+        ):
+            if value not in known:
+                raise UserError(f"{name} must be {' or '.join(known)}, got {value!r}")
+        if not SMALLEST_CROP_PCT <= self.crop_pct <= 1:
+            raise UserError(f"crop_pct must be from {SMALLEST_CROP_PCT} to 1, got {self.crop_pct!r}")
+        if len(self.mean) not in MODES or len(self.mean) != len(self.std):
+            raise UserError(
+                f"mean and std must have a value for each of 1, 3 or 4 channels, got {len(self.mean)} and "
+                f"{len(self.std)} values"
+            )
+        if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
+            raise UserError(f"mean must be finite and std above 0, got {self.mean} and {self.std}")
 
     @property
     def mode(self) -> str:
         """What PIL calls images of this many channels."""
         return MODES[len(self.mean)]
+
+    @property
+    def decode_size(self) -> int:
+        """The side, in pixels, below which a JPEG decoded at a fraction of its size could lose what the crop shows."""
+        return math.ceil(max(self.image_size) / self.crop_pct)
+
+    def __call__(self, image: Image | str | Path) -> Tensor:
+        """An image as the backbone takes it in evaluation.
+
+        Args:
+            image: A PIL image, or the path of a file. A file is read as `predict` and `test` read it: a JPEG much
+                larger than the crop is decoded at a fraction of its size.
+
+        Returns:
+            (c, S, T) float32, normalised.
+
+        Raises:
+            UserError: The image can't be decoded.
+        """
+        from mixer_finetune.images import BadImage, as_mode, decode, to_tensor
+
+        try:
+            if isinstance(image, str | Path):
+                image = decode({"path": str(image)}, str(image), self.decode_size, self.mode)
+            else:
+                image = as_mode(image, self.mode)
+        except BadImage as error:
+            raise UserError(str(error)) from error
+        return normalize(to_tensor(evaluation_crop(image, self)), self)
 
     def with_channels(self, in_chans: int) -> Preprocessing:
         """The same for another number of channels: one has the mean of the three, a fourth repeats the first."""
@@ -59,19 +122,17 @@ class Preprocessing:
         """Read timm's `pretrained_cfg`; what it leaves out is the paper's (mean = std = 0.5, bicubic, 0.875).
 
         Raises:
-            ValueError: It asks for something else than is known here.
+            UserError: A value is out of range, or not what belongs there.
         """
         known = {key: cfg[key] for key in ("interpolation", "crop_pct", "crop_mode") if cfg.get(key) is not None}
         for key in ("mean", "std"):
             if cfg.get(key) is not None:
+                if not isinstance(cfg[key], list | tuple) or not all(map(_is_number, cfg[key])):
+                    raise UserError(f"{key} must be a list of numbers, got {cfg[key]!r}")
                 known[key] = tuple(float(value) for value in cfg[key])
-        prepared = cls(image_size=image_size, **known)
-        if not 0 < prepared.crop_pct <= 1 or prepared.crop_mode not in CROP_MODES or prepared.interpolation not in FILTERS:
-            raise ValueError(
-                f"expected crop_pct in 0..1, crop_mode {' or '.join(CROP_MODES)}, interpolation {', '.join(FILTERS)}, got "
-                f"{prepared.crop_pct}, {prepared.crop_mode}, {prepared.interpolation}"
-            )
-        return prepared
+        if not _is_number(known.get("crop_pct", 1)):
+            raise UserError(f"crop_pct must be a number, got {known['crop_pct']!r}")
+        return cls(image_size=image_size, **known)
 
     def to_pretrained_cfg(self) -> dict[str, Any]:
         """The entries of timm's `pretrained_cfg` that say the same."""
@@ -84,3 +145,76 @@ class Preprocessing:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that float32 can hold."""
+    return isinstance(value, int | float) and abs(value) < 3e38
+
+
+def evaluation_size(rows: int, columns: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Height and width that an image of `rows` x `columns` pixels is resized to before the centre crop.
+
+    Rounded as timm 1.0 does it (`timm.data.transforms_factory.transforms_imagenet_eval`): the target's sides downwards;
+    the image's longer side downwards for a square target, and both sides to the nearest for another one.
+    """
+    height, width = preprocessing.image_size
+    target = int(height / preprocessing.crop_pct), int(width / preprocessing.crop_pct)
+    if preprocessing.crop_mode == "squash":
+        return target
+    if height == width:
+        shorter = min(rows, columns)
+        return int(target[0] * rows / shorter), int(target[0] * columns / shorter)
+    shrink = min(rows / target[0], columns / target[1])
+    return round(rows / shrink), round(columns / shrink)
+
+
+@overload
+def evaluation_crop(image: Image, preprocessing: Preprocessing) -> Image: ...
+@overload
+def evaluation_crop(image: Tensor, preprocessing: Preprocessing) -> Tensor: ...
+def evaluation_crop(image: Image | Tensor, preprocessing: Preprocessing) -> Image | Tensor:
+    """Resize and centre-crop as timm does for evaluation: a PIL image, or a batch (B, c, H, W) of uint8."""
+    from PIL.Image import Image
+
+    height, width = preprocessing.image_size
+    if isinstance(image, Image):
+        rows, columns = evaluation_size(image.height, image.width, preprocessing)
+        left, top = round((columns - width) / 2), round((rows - height) / 2)
+        resized = image.resize((columns, rows), pil_filter(preprocessing))
+        return resized.crop((left, top, left + width, top + height))
+    # Importing torchvision takes as long as importing torch; a predict on photos does without it.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2.functional import center_crop, resize
+
+    target = evaluation_size(image.shape[-2], image.shape[-1], preprocessing)
+    resized = resize(image, list(target), interpolation=InterpolationMode(preprocessing.interpolation), antialias=True)
+    cropped: Tensor = center_crop(resized, [height, width])
+    return cropped
+
+
+def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(..., c, S, T) in 0..255 to float32, less the mean and over the standard deviation."""
+    return (images.float() / 255 - per_channel(preprocessing.mean, images)) / per_channel(preprocessing.std, images)
+
+
+def denormalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Normalised images (..., c, S, T) back to uint8, in their shape."""
+    import torch
+
+    mean, std = per_channel(preprocessing.mean, images), per_channel(preprocessing.std, images)
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """A value for each channel as (c, 1, 1) float32, on the device of `like`."""
+    import torch
+
+    return torch.tensor(values, dtype=torch.float32).to(like.device, non_blocking=True)[:, None, None]
+
+
+def pil_filter(preprocessing: Preprocessing) -> Resampling:
+    """PIL's filter of that interpolation."""
+    from PIL.Image import Resampling
+
+    return Resampling[preprocessing.interpolation.upper()]

@@ -1,81 +1,55 @@
 r"""Trained weights at another resolution or patch size.
 
-Another resolution at the same patch size means another grid of tokens, and the token-mixing matrices have the grid's shape.
-Sides of these matrices are *spatial* (an entry a token) or *hidden*. Three ways to change the grid, and one to keep it:
+Another resolution at the same patch size means another grid of tokens, and the token-mixing matrices have the grid's
+shape. Sides of these matrices are *spatial* (an entry a token) or *hidden*. Three ways to change the grid, and one to
+keep it:
 
-**block_diagonal** (MLP-Mixer, arXiv 2105.01601, appendix C; each axis has its own integer factor). The image is a mosaic of
-K = K_h K_w parts of the old size, and a copy of the trained token mixing works on each: W1' = (I kron W1) P, b1' = 1 kron b1,
-W2' = P^T (I kron W2), b2' = P^T (1 kron b2), where the permutation P takes tokens from raster order to part by part. The hidden
-width grows by K. The network then gives the mean over the parts of the original's pre-logits, exactly.
+**block_diagonal** (MLP-Mixer, arXiv 2105.01601, appendix C; each axis has its own integer factor). The image is a
+mosaic of K = K_h K_w parts of the old size, and a copy of the trained token mixing works on each: W1' = (I kron W1) P,
+b1' = 1 kron b1, W2' = P^T (I kron W2), b2' = P^T (1 kron b2), where the permutation P takes tokens from raster order to
+part by part. The hidden width grows by K. The network then gives the mean over the parts of the original's pre-logits,
+exactly.
 
-**interpolate** (any size, up or down; the hidden width stays). We ask that a smooth image gives the response that it gave
-before. Call an image smooth if its token map, channel by channel, is a cosine polynomial with fewer terms a side than either
-grid has rows and columns; such a map is known by its values at the cell centres of either grid. Let R be the linear map that
-takes values at the centres of the new grid to values at those of the old one: the discrete cosine transform (DCT-II) on the one
-grid, cut or padded with zeros, and its inverse on the other. R is exact on smooth maps, and the same construction from old to
-new, R+, is its pseudo-inverse (both R R+ and R+ R are the orthogonal projections onto smooth maps, up to the scale of the
-grids). The best W1' in the least-squares sense that FlexiViT (arXiv 2212.08013, section 3.4) uses for patch embeddings,
-argmin E |W1' R+ x - W1 x|^2 over white token maps x when the grid grows, is W1' = W1 R. Likewise what the mixing adds to the
-tokens is to be the same map, sampled elsewhere: W2' = R+ W2, b2' = R+ b2; b1 has no spatial side. When the grid shrinks the
-same formulas hold with the roles of R and R+ exchanged. Square matrices (ResMLP, gMLP) have two spatial sides: W' = R+ W R.
-A row of W1 is so enlarged as a map and divided by the growth of the number of tokens: its sum over the image stays.
+**interpolate** (any size, up or down; the hidden width stays). We ask that a smooth image gives the response that it
+gave before. Call an image smooth if its token map, channel by channel, is a cosine polynomial with fewer terms a side
+than either grid has rows and columns; such a map is known by its values at the cell centres of either grid. Let R be
+the linear map that takes values at the centres of the new grid to values at those of the old one: the discrete cosine
+transform (DCT-II) on the one grid, cut or padded with zeros, and its inverse on the other. R is exact on smooth maps,
+and the same construction from old to new, R+, is its pseudo-inverse (both R R+ and R+ R are the orthogonal projections
+onto smooth maps, up to the scale of the grids). The best W1' in the least-squares sense that FlexiViT (arXiv
+2212.08013, section 3.4) uses for patch embeddings, argmin E |W1' R+ x - W1 x|^2 over white token maps x when the grid
+grows, is W1' = W1 R. Likewise what the mixing adds to the tokens is to be the same map, sampled elsewhere: W2' = R+ W2,
+b2' = R+ b2; b1 has no spatial side. When the grid shrinks the same formulas hold with the roles of R and R+ exchanged.
+Square matrices (ResMLP, gMLP) have two spatial sides: W' = R+ W R. So a row of W1 is enlarged as a map, and divided by
+the growth of the number of tokens: its sum over the image stays.
 
-**features** leaves the weights alone, and takes the tokens to the trained grid and back around the token mixing, by R and R+.
-With fresh weights out of a resize it is the same function as `interpolate`; in fine-tuning it keeps the number of parameters.
+**features** leaves the weights alone, and takes the tokens to the trained grid and back around the token mixing, by R
+and R+. With fresh weights out of a resize it is the same function as `interpolate`; in fine-tuning it keeps the number
+of parameters.
 
-**patch** keeps the grid, and resizes the patch embedding by the pseudo-inverse of bilinear resizing (FlexiViT's "PI-resize"):
-w' = argmin E |<w', B x> - <w, x>|^2, B being bilinear resizing of a patch x.
+**patch** keeps the grid, and resizes the patch embedding by the pseudo-inverse of bilinear resizing (FlexiViT's
+"PI-resize"): w' = argmin E |<w', B x> - <w, x>|^2, B being bilinear resizing of a patch x.
 
 Shapes: g = (rows, columns) of a grid, N = rows x columns tokens, in raster order.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from mixer_finetune.backbones.families import Geometry, Grid, get_variant
+from mixer_finetune.backbones.families import get_variant
+from mixer_finetune.backbones.family import Side
+from mixer_finetune.backbones.geometry import Geometry, Grid
+from mixer_finetune.backbones.resampling import grid_resampling
 from mixer_finetune.errors import UserError
 
-
-def cosine_resampling(source: int, target: int) -> Tensor:
-    """The map from values at `source` cell centres of a line to values at `target` ones, (target, source), float64."""
-
-    def cosines(n: int) -> Tensor:
-        centres = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        return torch.cos(math.pi * centres[:, None] * torch.arange(min(source, target)))  # (n, terms)
-
-    scale = torch.full((min(source, target),), 2 / source, dtype=torch.float64)
-    scale[0] = 1 / source
-    return cosines(target) * scale @ cosines(source).T
-
-
-def grid_resampling(source: Grid, target: Grid) -> Tensor:
-    """The same on grids, separably: (N_target, N_source), float64."""
-    return torch.kron(cosine_resampling(source[0], target[0]), cosine_resampling(source[1], target[1]))
-
-
-@lru_cache(maxsize=64)
-def _resampling_on(source: int, target: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):  # what is made in evaluation serves in training, too
-        return cosine_resampling(source, target).to(device, dtype)
-
-
-def resample_tokens(x: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Token maps from one grid to another, (N, B, C) to (N', B, C), axis by axis."""
-    # While a program is traced its tensors are stand-ins, which must not get into the cache.
-    make = _resampling_on.__wrapped__ if torch.compiler.is_compiling() else _resampling_on
-    rows, columns = (make(old, new, x.device, x.dtype) for old, new in zip(source, target, strict=True))
-    maps = rearrange(x, "(r s) b c -> r s (b c)", r=source[0])
-    maps = torch.einsum("tr,rsn->tsn", rows, maps)
-    maps = torch.einsum("us,tsn->tun", columns, maps)
-    return maps.reshape(-1, *x.shape[1:])
+METHODS = ("auto", "interpolate", "block_diagonal", "features", "patch")
 
 
 def part_order(grid: Grid, factors: Grid) -> Tensor:
@@ -100,16 +74,15 @@ def resize_patch_embedding(weight: Tensor, patch_size: int) -> Tensor:
     shrinking = patch_size < old  # antialiased, as images are when they are made smaller
     resized = F.interpolate(basis, size, mode="bilinear", align_corners=False, antialias=shrinking)
     resize = resized.view(old * old, patch_size * patch_size).T  # B, (P' P', P P)
-    pseudo_inverse = torch.linalg.pinv(resize)  # (P P, P' P')
-    flat = rearrange(weight.double(), "e c p q -> e c (p q)") @ pseudo_inverse
-    return rearrange(flat, "e c (p q) -> e c p q", p=patch_size).to(weight.dtype)
+    pseudo_inverse: Tensor = torch.linalg.pinv(resize)  # (P P, P' P')
+    return (weight.double().flatten(2) @ pseudo_inverse).view(*weight.shape[:2], *size).to(weight.dtype)
 
 
 def fold_channels(weight: Tensor, in_chans: int) -> Tensor:
     """A patch embedding of RGB patches, (C, 3, P, P), for another number of channels.
 
-    One channel: the sum over RGB, so that a grey image gives what it gave as RGB. More than three: the RGB planes in turn, each
-    divided by how often it comes, so that planes that repeat in the same way give what they gave.
+    One channel: the sum over RGB, so that a grey image gives what it gave as RGB. More than three: the RGB planes in
+    turn, each divided by how often it comes, so that planes that repeat in the same way give what they gave.
     """
     old = weight.shape[1]
     if in_chans == old:
@@ -118,21 +91,6 @@ def fold_channels(weight: Tensor, in_chans: int) -> Tensor:
         return weight.sum(1, keepdim=True)
     source = torch.arange(in_chans) % old
     return weight[:, source] / source.bincount()[source][:, None, None]
-
-
-METHODS = ("auto", "interpolate", "block_diagonal", "features", "patch")
-
-# What the sides of the token-mixing parameters index, by the end of their names: output side, then input side.
-_SIDES = {
-    "mlp_tokens.fc1.weight": ("hidden", "tokens"),
-    "mlp_tokens.fc1.bias": ("hidden",),
-    "mlp_tokens.fc2.weight": ("tokens", "hidden"),
-    "mlp_tokens.fc2.bias": ("tokens",),
-    "linear_tokens.weight": ("tokens", "tokens"),
-    "linear_tokens.bias": ("tokens",),
-    "gate.proj.weight": ("tokens", "tokens"),
-    "gate.proj.bias": ("tokens",),
-}
 
 
 def plan_resize(
@@ -157,7 +115,7 @@ def plan_resize(
         UserError: The method can't give that size; the message says which sizes it can.
     """
     if method not in METHODS:
-        raise UserError(f"--model.resize must be one of {', '.join(METHODS)}, got '{method}'")
+        raise UserError(f"'{method}' is no way to resize weights", option="resize", choices=" or ".join(METHODS))
     size = image_size or old.image_size
     rows, columns = old.grid
     side = size[0] // rows
@@ -168,7 +126,9 @@ def plan_resize(
         if not keeps_grid:
             sizes = ", ".join(f"{p * rows} x {p * columns}" for p in range(max(side - 1, 1), side + 3))
             raise UserError(
-                f"--model.resize patch keeps the {rows} x {columns} tokens, so the image must be a multiple: use {sizes}"
+                f"resizing the patches keeps {rows} x {columns} tokens, so the image must be a whole multiple of that",
+                option="image_size",
+                choices=sizes,
             )
         patch_size = side
     new = replace(old, image_size=size)
@@ -177,13 +137,15 @@ def plan_resize(
     if in_chans is not None:
         new = replace(new, in_chans=in_chans)
     new.check(architecture)
-    trained = old.trained_grid or old.grid
+    trained = old.mixing_grid
     if new.grid == trained:
         return replace(new, trained_grid=None), "patch" if new.patch_size != old.patch_size else "none"
     if method == "auto":
         method = "features" if old.trained_grid else "interpolate"
     elif method != "features" and old.trained_grid:
-        raise UserError("weights that were fine-tuned with --model.resize features can only be resized by features")
+        raise UserError(
+            f"{method} can't resize weights that were fine-tuned with features", option="resize", choices="features"
+        )
     if method == "features":
         return replace(new, trained_grid=trained), method
     if method == "block_diagonal":
@@ -194,7 +156,7 @@ def plan_resize(
 
 
 def auto_reason(method: str, old: Geometry, new: Geometry) -> str:
-    """Why "auto" came to a method, for the user, as tests/benchmarks/resize_methods.py measured (docs/measurements.md)."""
+    """Why "auto" came to a method, for the user; measured by tests/benchmarks/resize_methods.py."""
     if method == "patch" and new.patch_size < old.patch_size:
         return "the most accurate for smaller images; interpolate has fewer tokens, and so is faster, and loads in timm"
     return {
@@ -207,13 +169,15 @@ def auto_reason(method: str, old: Geometry, new: Geometry) -> str:
 def _factors(old: Grid, new: Grid) -> Grid:
     if new[0] % old[0] or new[1] % old[1]:
         raise UserError(
-            f"--model.resize block_diagonal needs whole multiples of the trained {old[0]} x {old[1]} tokens, got "
-            f"{new[0]} x {new[1]}; use a multiple of the trained image size, or --model.resize interpolate"
+            f"block_diagonal needs whole multiples of the trained {old[0]} x {old[1]} tokens, got {new[0]} x {new[1]}",
+            advice="use a multiple of the trained image size, or {resize} interpolate",
         )
     return new[0] // old[0], new[1] // old[1]
 
 
-def resize_weights(weights: dict[str, Tensor], old: Geometry, new: Geometry, method: str, gated: bool) -> dict[str, Tensor]:
+def resize_weights(
+    weights: dict[str, Tensor], old: Geometry, new: Geometry, method: str, sides: Mapping[str, tuple[Side, ...]]
+) -> dict[str, Tensor]:
     """Weights of one geometry brought to another.
 
     Args:
@@ -221,21 +185,22 @@ def resize_weights(weights: dict[str, Tensor], old: Geometry, new: Geometry, met
         old: Their geometry.
         new: From `plan_resize`.
         method: From `plan_resize`.
-        gated: Whether the hidden side of the token MLP is in two halves, one gating the other (gMixer).
+        sides: Of their family: what the sides of its token-mixing parameters index.
     """
     resized = dict(weights)
     stem = fold_channels(weights["stem.proj.weight"], new.in_chans)
     resized["stem.proj.weight"] = resize_patch_embedding(stem, new.patch_size)
     if method not in ("interpolate", "block_diagonal"):
         return resized
+    change: _Interpolation | _BlockDiagonal
     if method == "interpolate":
         change = _Interpolation(grid_resampling(old.grid, new.grid), grid_resampling(new.grid, old.grid))
     else:
-        change = _BlockDiagonal(old.grid, _factors(old.grid, new.grid), gated)
+        change = _BlockDiagonal(old.grid, _factors(old.grid, new.grid))
     for name, value in weights.items():
-        for ending, sides in _SIDES.items():
+        for ending, indexed in sides.items():
             if name.endswith(ending):
-                resized[name] = change(value.double(), sides).to(value.dtype)
+                resized[name] = change(value.double(), indexed).to(value.dtype)
     return resized
 
 
@@ -245,7 +210,7 @@ class _Interpolation:
     def __init__(self, to_new: Tensor, to_old: Tensor) -> None:
         self.to_new, self.to_old = to_new, to_old
 
-    def __call__(self, value: Tensor, sides: tuple[str, ...]) -> Tensor:
+    def __call__(self, value: Tensor, sides: tuple[Side, ...]) -> Tensor:
         if sides[0] == "tokens":
             value = self.to_new @ value
         return value @ self.to_old if sides[1:] == ("tokens",) else value
@@ -254,26 +219,23 @@ class _Interpolation:
 class _BlockDiagonal:
     """A copy of the parameter for each part of the image."""
 
-    def __init__(self, grid: Grid, factors: Grid, gated: bool) -> None:
-        self.parts, self.order, self.gated = factors[0] * factors[1], part_order(grid, factors), gated
+    def __init__(self, grid: Grid, factors: Grid) -> None:
+        self.parts, self.order = factors[0] * factors[1], part_order(grid, factors)
 
-    def __call__(self, value: Tensor, sides: tuple[str, ...]) -> Tensor:
+    def __call__(self, value: Tensor, sides: tuple[Side, ...]) -> Tensor:
         if len(sides) == 1:
             copies = value.repeat(self.parts)
         else:
             copies = torch.kron(torch.eye(self.parts, dtype=value.dtype), value)
-        result = torch.empty_like(copies)
-        result[self._positions(sides[0], len(copies), output=True)] = copies
-        if len(sides) == 1:
-            return result
-        columns = self._positions(sides[1], copies.shape[1], output=False)
-        return torch.empty_like(result).index_copy_(1, columns, result)
+        for dim, side in enumerate(sides):
+            copies = torch.empty_like(copies).index_copy_(dim, self._positions(side, copies.shape[dim]), copies)
+        return copies
 
-    def _positions(self, side: str, length: int, output: bool) -> Tensor:
-        """Where the entries of the part-by-part side go."""
+    def _positions(self, side: Side, length: int) -> Tensor:
+        """Where the entries of a side that is in order part by part go."""
         if side == "tokens":
             return self.order
-        if self.gated and output:
+        if side == "gated":
             # Part by part, each with its two halves; wanted: all first halves, then all second halves.
             return rearrange(torch.arange(length), "(half part h) -> (part half h)", half=2, part=self.parts)
         return torch.arange(length)

@@ -1,20 +1,30 @@
-"""What mixes tokens: a map across them that all channels share, in every family.
+"""What mixes tokens: linear maps across them that all channels share, in every family.
 
-Shapes: N tokens, B batch, C channels; D_S hidden width of a token MLP.
+Shapes: N tokens, M outputs for each channel, B batch, C channels.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from mixer_finetune.backbones.resize import Grid, resample_tokens
+from mixer_finetune.backbones.geometry import Grid
+from mixer_finetune.backbones.resampling import resample_tokens
 
 
-class TokenMixing(nn.Module, ABC):
-    """A map across tokens, (N, B, C) to (N, B, C), that can also be run on the grid it was trained on.
+class TokenLinear(nn.Linear):
+    """A linear map across tokens. It is always called as a module, so that an adapter can take its place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, B, C) to (M, B, C)."""
+        mixed = torch.addmm(self.bias[:, None], self.weight, x.flatten(1))  # (M, B C)
+        return mixed.view(self.out_features, *x.shape[1:])
+
+
+class TokenMixing(nn.Module):
+    """A module that mixes tokens, and can do so on the grid that its weights were trained on.
 
     Attributes:
         grids: The present grid and the trained one; None when they are the same.
@@ -22,26 +32,9 @@ class TokenMixing(nn.Module, ABC):
 
     grids: tuple[Grid, Grid] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, B, C) to (N, B, C)."""
+    def on_trained_grid(self, mix: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`mix(x)`, (N, B, C) to (N, B, C), with the tokens taken to the trained grid before it and back after it."""
         if self.grids is None:
-            return self.mix(x)
+            return mix(x)
         present, trained = self.grids
-        return resample_tokens(self.mix(resample_tokens(x, present, trained)), trained, present)
-
-    @abstractmethod
-    def mix(self, x: Tensor) -> Tensor:
-        """The map itself, on the grid it was trained on."""
-
-
-class TokenLinear(TokenMixing, nn.Linear):
-    """One matrix across tokens (ResMLP, gMLP)."""
-
-    def mix(self, x: Tensor) -> Tensor:
-        """(N, B, C) to (N, B, C)."""
-        return across_tokens(self, x.flatten(1)).view(x.shape)
-
-
-def across_tokens(linear: nn.Linear, columns: Tensor) -> Tensor:
-    """A linear layer applied to columns: (N, B C) to (M, B C)."""
-    return torch.addmm(linear.bias[:, None], linear.weight, columns)
+        return resample_tokens(mix(resample_tokens(x, present, trained)), trained, present)
