@@ -1,7 +1,7 @@
 """Geometry and augmentation, each a function of (seed, epoch, index) through `sampling.uniform`.
 
-What must be done image by image (the crop of a large photo) is done on PIL images in the workers; all else on uint8 batches,
-on the device. Shapes: B images of H x W pixels and c channels; (S, T) is the size that the backbone takes.
+What must be done image by image (the crop of a large photo) is done on PIL images in the workers; all else on uint8
+batches, on the device. Shapes: B images of H x W pixels and c channels; (S, T) is the size that the backbone takes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mixer_finetune.backbones.preprocessing import Preprocessing
+from mixer_finetune.backbones.preprocessing import (  # noqa: F401, some for those who import them from here
+    Preprocessing,
+    denormalize,
+    evaluation_crop,
+    normalize,
+    per_channel,
+    pil_filter,
+)
+from mixer_finetune.errors import UserError
 from mixer_finetune.randomness import AUGMENT, CROP, uniform
 
 
@@ -24,7 +32,8 @@ class Augmentation:
     """What training does to an image.
 
     Attributes:
-        crop_area: Smallest and largest share of the image's area that the training crop keeps; (1, 1) squashes the whole image.
+        crop_area: Smallest and largest share of the image's area that the training crop keeps; (1, 1) squashes the
+            whole image.
         crop_ratio: Smallest and largest aspect ratio (width / height) of the crop, relative to the backbone's input.
         flip: Mirror left-right with probability one half.
         rotation: Turn by an angle of up to this many degrees, either way.
@@ -38,6 +47,19 @@ class Augmentation:
     rotation: float = 0.0
     color_jitter: float = 0.0
     random_erasing: float = 0.0
+
+    def check(self) -> None:
+        """Refuse what can't be done.
+
+        Raises:
+            UserError: A value is out of range.
+        """
+        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            problem = f"crop_area must be two shares with 0 < smallest <= largest <= 1, got {list(self.crop_area)}"
+            raise UserError(problem, option="crop_area")
+        for name, most in (("rotation", 180.0), ("color_jitter", 1.0), ("random_erasing", 1.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"{name} must be from 0 to {most:g}, got {getattr(self, name)}", option=name)
 
 
 def crop_boxes(
@@ -75,7 +97,7 @@ def crop_boxes(
 def crop_image(image: Image.Image, box: NDArray[np.float64], preprocessing: Preprocessing) -> Image.Image:
     """Cut the box out of the image and resize it, antialiased, to S x T in one pass."""
     height, width = preprocessing.image_size
-    return image.resize((width, height), _PIL_FILTERS[preprocessing.interpolation], box=tuple(box))
+    return image.resize((width, height), pil_filter(preprocessing), box=tuple(box))
 
 
 def crop_batch(images: Tensor, boxes: NDArray[np.float64], size: tuple[int, int]) -> Tensor:
@@ -96,36 +118,6 @@ def crop_batch(images: Tensor, boxes: NDArray[np.float64], size: tuple[int, int]
     theta[:, 1, 1], theta[:, 1, 2] = (bottom - top) / height, (bottom + top) / height - 1
     grid = F.affine_grid(theta, [*images.shape[:2], *size], align_corners=False)
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-
-
-def evaluation_crop(image: Image.Image | Tensor, preprocessing: Preprocessing) -> Image.Image | Tensor:
-    """Resize and centre-crop as timm does for evaluation: a PIL image, or a batch (B, c, H, W) of uint8."""
-    height, width = preprocessing.image_size
-    if isinstance(image, Image.Image):
-        rows, columns = _evaluation_size(image.height, image.width, preprocessing)
-        left, top = round((columns - width) / 2), round((rows - height) / 2)
-        resized = image.resize((columns, rows), _PIL_FILTERS[preprocessing.interpolation])
-        return resized.crop((left, top, left + width, top + height))
-    # Importing torchvision takes as long as importing torch; a predict on photos does without it.
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2.functional import center_crop, resize
-
-    target = _evaluation_size(image.shape[-2], image.shape[-1], preprocessing)
-    resized = resize(image, target, interpolation=InterpolationMode(preprocessing.interpolation), antialias=True)
-    return center_crop(resized, [height, width])
-
-
-def _evaluation_size(rows: int, columns: int, preprocessing: Preprocessing) -> list[int]:
-    """Height and width that an image is resized to before the centre crop, rounded as timm rounds them."""
-    size = preprocessing.image_size
-    target = [int(side / preprocessing.crop_pct) for side in size]
-    if preprocessing.crop_mode == "squash":
-        return target
-    if size[0] == size[1]:
-        shorter = min(rows, columns)
-        return [int(target[0] * side / shorter) for side in (rows, columns)]
-    shrink = min(rows / target[0], columns / target[1])
-    return [round(rows / shrink), round(columns / shrink)]
 
 
 def augment_batch(
@@ -163,7 +155,7 @@ def augment_batch(
         x = x * brightness
         x = x.mean((1, 2, 3), keepdim=True).lerp(x, contrast)
         x = x.mean(1, keepdim=True).lerp(x, saturation).clamp(0, 1)
-    x = (x - _channels(preprocessing.mean, x)) / _channels(preprocessing.std, x)
+    x = (x - per_channel(preprocessing.mean, x)) / per_channel(preprocessing.std, x)
     if augmentation.random_erasing:
         x = x.masked_fill(_erased(u[:, 4:9], augmentation.random_erasing, *x.shape[-2:]), 0.0)
     return x
@@ -182,24 +174,15 @@ def rotate_batch(images: Tensor, degrees: Tensor) -> Tensor:
     angle = torch.deg2rad(degrees)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     aspect = images.shape[-1] / images.shape[-2]  # coordinates run from -1 to 1 on both axes
-    theta = torch.stack([torch.stack([cos, -sin / aspect, zero], 1), torch.stack([sin * aspect, cos, zero], 1)], 1)  # (B, 2, 3)
+    theta = torch.stack(
+        [torch.stack([cos, -sin / aspect, zero], 1), torch.stack([sin * aspect, cos, zero], 1)], 1
+    )  # (B, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(B, c, S, T) in 0..255 to float32, less the mean and over the standard deviation."""
-    return (images.float() / 255 - _channels(preprocessing.mean, images)) / _channels(preprocessing.std, images)
-
-
-def denormalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Normalised images back to uint8, in their shape."""
-    mean, std = _channels(preprocessing.mean, images), _channels(preprocessing.std, images)
-    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
 def _erased(u: Tensor, probability: float, rows: int, columns: int) -> Tensor:
-    """Which pixels random erasing (arXiv 1708.04896) blanks: (B, 1, rows, columns), from five uniform values an image."""
+    """The pixels that random erasing (arXiv 1708.04896) blanks, (B, 1, rows, columns); `u` is (B, 5), uniform."""
     area = (0.02 + (0.33 - 0.02) * u[:, 1]) * rows * columns
     aspect = torch.exp((2 * u[:, 2] - 1) * float(np.log(10 / 3)))
     height, width = (area * aspect).sqrt().clamp(max=rows), (area / aspect).sqrt().clamp(max=columns)
@@ -208,14 +191,3 @@ def _erased(u: Tensor, probability: float, rows: int, columns: int) -> Tensor:
     in_rows = (y >= top[:, None]) & (y < (top + height)[:, None])  # (B, rows)
     in_columns = (x >= left[:, None]) & (x < (left + width)[:, None])
     return (in_rows[:, None, :, None] & in_columns[:, None, None, :]) & (u[:, 0] < probability)[:, None, None, None]
-
-
-def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).to(like.device, non_blocking=True)[:, None, None]
-
-
-_PIL_FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-}

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.augment import Augmentation, crop_boxes, crop_image, evaluation_crop, normalize
+from mixer_finetune.backbones.preprocessing import Preprocessing, evaluation_crop, normalize
+from mixer_finetune.data.augment import Augmentation, crop_boxes, crop_image
 from mixer_finetune.data.sampling import MicroBatch
 from mixer_finetune.data.sources import Split
 from mixer_finetune.images import BadImage, decode, to_tensor
@@ -50,7 +50,9 @@ class Batch(NamedTuple):
 class DecodedImages(Dataset[Batch]):
     """A split whose images are decoded in the workers, one by one, and given out as uint8 batches."""
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None, seed: int) -> None:
+    def __init__(
+        self, split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None, seed: int
+    ) -> None:
         self.split, self.preprocessing, self.augmentation, self.seed = split, preprocessing, augmentation, seed
 
     def __len__(self) -> int:
@@ -78,7 +80,9 @@ class DecodedImages(Dataset[Batch]):
             good.append(i)
         indices = micro.indices[good]
         labels = torch.from_numpy(self.split.labels[indices])
-        return Batch(images[: len(good)], labels, indices, micro.epoch, micro.first, micro.global_size, True, tuple(bad))
+        return Batch(
+            images[: len(good)], labels, indices, micro.epoch, micro.first, micro.global_size, True, tuple(bad)
+        )
 
     def _decode_size(self) -> int:
         """The side, in pixels, below which a shrunk decode could lose detail that the crop shows."""
@@ -133,8 +137,8 @@ def batch_dataset(
 class EpochLoader(DataLoader[Batch]):
     """A loader that asks where to begin whenever it is iterated.
 
-    Lightning tells epochs only to samplers of its own kind, and creates the first iterator of a resumed run before it tells
-    anything; workers begin to fetch at that moment.
+    Lightning tells epochs only to samplers of its own kind, and creates the first iterator of a resumed run before it
+    tells anything; workers begin to fetch at that moment.
 
     Args:
         begin: Puts the sampler where the run is.
@@ -204,7 +208,7 @@ def _identity(batch: Batch) -> Batch:
 
 
 def _small_images(split: Split, preprocessing: Preprocessing) -> SmallImages | None:
-    """The split decoded into memory, or None unless its images have one size, no larger than the input, and fit there."""
+    """The split decoded into memory; None unless its images have one size, no larger than the input, and fit there."""
     (height, width), mode = preprocessing.image_size, preprocessing.mode
     try:
         first = decode(split.image_records(np.array([0]))[0], split.name, mode=mode)

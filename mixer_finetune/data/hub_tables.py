@@ -1,7 +1,7 @@
 """Data sets of the Hub, at one commit: whole files from the network, or the tables that an earlier run prepared.
 
-`datasets.load_dataset` alone fails at one 503, takes damaged files as good, and when the Hub does not answer, or offline,
-silently gives the tables that were prepared last, whatever the revision asked for.
+`datasets.load_dataset` alone fails at one 503, takes damaged files as good, and when the Hub does not answer, or
+offline, silently gives the tables that were prepared last, whatever the revision asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def load_hub_tables(repo_id: str, config: str | None, revision: str | None) -> t
     from huggingface_hub import constants, errors
 
     revision = revision or "main"
-    with hub_errors(repo_id, "data set", "--data.source"):
+    with hub_errors(repo_id, "dataset", "source"):
         if constants.HF_HUB_OFFLINE:
             return _from_cache(repo_id, config, revision)
         try:
@@ -93,13 +93,15 @@ def _from_cache(repo_id: str, config: str | None, revision: str) -> tuple[Any, s
     commit = HfApi().resolve_revision(repo_id, repo_type="dataset", revision=revision, local_files_only=True).resolved
 
     def cached(config: str) -> Any:
-        return Cache(dataset_name=repo_id.split("/")[1], repo_id=repo_id, config_name=config, version="0.0.0", hash=commit)
+        return Cache(
+            dataset_name=repo_id.split("/")[1], repo_id=repo_id, config_name=config, version="0.0.0", hash=commit
+        )
 
     folder = Path(cached("default").cache_dir).parents[2]
     configs = sorted(path.parent.parent.name for path in folder.glob(f"*/0.0.0/{commit}"))
     if config is None and len(configs) > 1:
         raise UserError(
-            f"the cache holds several configurations of '{repo_id}': choose {' or '.join(configs)} by --data.config"
+            f"the cache holds several configurations of '{repo_id}'", option="data.config", choices=" or ".join(configs)
         )
     if not configs or config not in (None, *configs):
         raise errors.LocalEntryNotFoundError(f"'{repo_id}' is not prepared at commit {commit}")

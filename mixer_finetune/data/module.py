@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -17,15 +17,18 @@ from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch,
 from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader, evaluation_images
 from mixer_finetune.data.sampling import EvaluationSampler, GlobalBatchSampler, stratified_split
 from mixer_finetune.data.sources import Source, Split, open_source
-from mixer_finetune.errors import UserError
+from mixer_finetune.errors import UserError, check_at_least
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Feeds an image data set from the Hub, a folder of images or parquet files to a MixerClassifier.
+    """Feeds an image data set to a LightningModule: from the Hub, a folder of images, parquet files or Python objects.
+
+    A MixerClassifier gets whole batches (see `Batch`), any other module (images, labels), normalised.
 
     Args:
-        source: Hub id (user/name), folder of images (one folder a class), folder of parquet files, a .parquet file, or the
-            bundled `digits`.
+        source: Hub id (user/name), folder of images (one folder a class), folder of parquet files, a .parquet file, or
+            the bundled `digits`. From Python also a `datasets.Dataset` or `DatasetDict`, a pair of lists (paths,
+            labels), or such pairs by split ({"train": (paths, labels), ...}).
         config: Configuration of a Hub data set that has several.
         revision: Branch, tag or commit of a Hub data set.
         train_split: Name of the split to train on; found by its usual names when not given.
@@ -37,24 +40,29 @@ class ImageDataModule(pl.LightningDataModule):
         batch_size: Samples of a step over all devices, at most; an epoch is cut into batches of nearly equal size.
         micro_batch_size: Most samples that a device takes at once; the rest of its share is accumulated.
         eval_batch_size: Samples that a device takes at once in evaluation.
-        crop_area: Smallest and largest share of the image that the training crop keeps; [1, 1] squashes the whole image.
-        crop_pct: Share of the shorter side that the evaluation crop keeps; the backbone's own when not given. It is exported
-            with the model.
+        crop_area: Smallest and largest share of the image that the training crop keeps; [1, 1] squashes the whole
+            image.
+        crop_pct: Share of the shorter side that the evaluation crop keeps; the backbone's own when not given. It is
+            exported with the model.
         flip: Mirror training images left-right, half of the time.
         rotation: Turn training images by up to this many degrees, either way.
         color_jitter: Brightness, contrast and saturation each vary by this much (0 to 1).
         random_erasing: Probability of blanking a rectangle.
-        num_workers: Worker processes that decode; by default one a core, at most 8 (none where images fit decoded in memory).
+        num_workers: Worker processes that decode; by default one a core, at most 8 (none where images fit decoded in
+            memory).
         on_bad_image: "error" stops at an image that can't be decoded; "skip" leaves it out and counts it.
+        plain_batches: Give (images, labels) to any module, also to a MixerClassifier.
         seed: Of order, augmentation and the carved split.
+        preprocessing: How images are prepared; the module's `preprocessing` when not given.
 
     Attributes:
         label_names: Name of each class.
         num_classes: How many there are.
         splits: "train", "val" and "test" where they exist.
-        evaluation_role: Which of them results are of.
+        evaluation_role: Which of them `test_dataloader` and `predict_dataloader` give.
         description: What was chosen, in one line.
         license: As the data set's card states it.
+        bad_images: What could not be decoded, each with its name and the reason.
 
     Raises:
         UserError: The data can't be used as asked.
@@ -62,7 +70,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: str,
+        source: Any,
         config: str | None = None,
         revision: str | None = None,
         train_split: str | None = None,
@@ -81,40 +89,28 @@ class ImageDataModule(pl.LightningDataModule):
         color_jitter: float = 0.0,
         random_erasing: float = 0.0,
         num_workers: int | None = None,
-        on_bad_image: str = "error",
+        on_bad_image: Literal["error", "skip"] = "error",
+        plain_batches: bool = False,
         seed: int = 0,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("batch_size", batch_size),
-            ("eval_batch_size", eval_batch_size),
-            ("micro_batch_size", micro_batch_size),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"--data.{name} must be 1 or more, got {value}")
+        check_at_least(1, batch_size=batch_size, micro_batch_size=micro_batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(0, num_workers=num_workers)
         if not 0 <= val_fraction < 1:
-            raise UserError(f"--data.val_fraction must be at least 0 and below 1, got {val_fraction}")
-        if not 0 < crop_area[0] <= crop_area[1] <= 1:
-            raise UserError(f"--data.crop_area must be two shares with 0 < smallest <= largest <= 1, got {list(crop_area)}")
+            raise UserError(f"val_fraction must be at least 0 and below 1, got {val_fraction}", option="val_fraction")
         if crop_pct is not None and not 0 < crop_pct <= 1:
-            raise UserError(f"--data.crop_pct must be above 0 and at most 1, got {crop_pct}")
-        ranges = {"rotation": (rotation, 180.0), "color_jitter": (color_jitter, 1.0), "random_erasing": (random_erasing, 1.0)}
-        for name, (amount, most) in ranges.items():
-            if not 0 <= amount <= most:
-                raise UserError(f"--data.{name} must be from 0 to {most:g}, got {amount}")
-        if num_workers is not None and num_workers < 0:
-            raise UserError(f"--data.num_workers must be 0 or more, got {num_workers}")
+            raise UserError(f"crop_pct must be above 0 and at most 1, got {crop_pct}", option="crop_pct")
         if on_bad_image not in ("error", "skip"):
-            raise UserError(f"--data.on_bad_image must be error or skip, got '{on_bad_image}'")
+            raise UserError(f"unknown on_bad_image '{on_bad_image}'", option="on_bad_image", choices="error or skip")
         self.batch_size, self.micro_batch_size, self.eval_batch_size = batch_size, micro_batch_size, eval_batch_size
         self.augmentation = Augmentation(
             crop_area, flip=flip, rotation=rotation, color_jitter=color_jitter, random_erasing=random_erasing
         )
-        self.num_workers, self.on_bad_image, self.seed = num_workers, on_bad_image, seed
-        self.crop_pct = crop_pct
+        self.augmentation.check()
+        self.num_workers, self.on_bad_image, self.seed, self.crop_pct = num_workers, on_bad_image, seed, crop_pct
+        self.plain_batches, self._given_preprocessing = plain_batches, preprocessing
         self.bad_images: set[str] = set()
-        self.preprocessing: Preprocessing | None = None
-        self.accumulate = 1
 
         opened = open_source(
             source,
@@ -124,12 +120,12 @@ class ImageDataModule(pl.LightningDataModule):
             image_column=image_column,
             label_column=label_column,
         )
-        self.source, self.revision, self.license, self.label_names = source, opened.revision, opened.license, opened.label_names
-        self.description = opened.description
+        self.source, self.revision, self.license = opened.name, opened.revision, opened.license
+        self.label_names, self.description = opened.label_names, opened.description
         self.splits = self._with_dev_split(opened, val_fraction)
         self.evaluation_role = next((role for role in ("test", "val") if role in self.splits), None)
-        self._datasets: dict[str, Dataset[Batch]] = {}
-        self._train_sampler: GlobalBatchSampler | None = None
+        self._datasets: dict[tuple[str, Preprocessing], Dataset[Batch]] = {}
+        self._plan: tuple[Any, GlobalBatchSampler] | None = None
         self._train_loader: EpochLoader | None = None
         self._resume_at: tuple[int, int] | None = None
 
@@ -156,80 +152,79 @@ class ImageDataModule(pl.LightningDataModule):
             UserError: There is none, or for training a class has no sample.
         """
         if role not in self.splits:
-            raise UserError(
-                f"{self.source} has no {role} split (it has {', '.join(s.name for s in self.splits.values())}); "
-                f"name one with --data.{role}_split"
-            )
+            problem = f"{self.source} has no {role} split (it has {', '.join(s.name for s in self.splits.values())})"
+            raise UserError(problem, advice=f"name one with {{{role}_split}}")
         split = self.splits[role]
         if role == "train":
             counts = np.bincount(split.labels, minlength=self.num_classes)
             if (counts == 0).any():
                 absent = [self.label_names[i] for i in np.flatnonzero(counts == 0)[:5]]
                 raise UserError(
-                    f"{int((counts == 0).sum())} of {self.num_classes} classes have no training sample: {', '.join(absent)}; "
-                    "add images, or remove those classes from the data set"
+                    f"{int((counts == 0).sum())} of {self.num_classes} classes have no training sample: "
+                    f"{', '.join(absent)}; add images, or remove those classes from the data set"
                 )
         return split
 
+    # Batches of training
+
     @property
     def train_batches(self) -> GlobalBatchSampler:
-        """The plan of an epoch's micro-batches on this device.
+        """The plan of an epoch's micro-batches on this device, for the batch sizes as they are now.
 
         Raises:
             UserError: There are more devices than samples in a global batch.
         """
-        if self._train_sampler is None:
-            n, (rank, world) = len(self.require("train")), self._rank_and_world()
+        n, (rank, world) = len(self.require("train")), self._rank_and_world()
+        key = (n, self.batch_size, self.micro_batch_size, rank, world)
+        if self._plan is None or self._plan[0] != key:
             steps = -(-n // self.batch_size)
             share = -(-n // steps) / world
             wanted = math.ceil(share / self.micro_batch_size) if self.micro_batch_size else 1
-            self.accumulate = max(1, min(wanted, n // steps // world))  # the smallest global batch has a sample for each
-            self._train_sampler = GlobalBatchSampler(n, self.batch_size, self.seed, rank, world, self.accumulate)
-        return self._train_sampler
+            accumulate = max(1, min(wanted, n // steps // world))  # the smallest global batch has a sample for each
+            self._plan = key, GlobalBatchSampler(n, self.batch_size, self.seed, rank, world, accumulate)
+        return self._plan[1]
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run.
 
         The trainer's own `estimated_stepping_batches` would iterate the loader before a resumed run knows where it is.
+
+        Raises:
+            UserError: The run has no end, or no step.
         """
         plan, trainer = self.train_batches, self.trainer
         assert trainer is not None
         limit = trainer.limit_train_batches
-        micro = min(int(len(plan) * limit) if isinstance(limit, float) else limit, len(plan))
+        micro = min(int(len(plan) * limit) if isinstance(limit, float) else limit or 0, len(plan))
         epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-        bounds = [n for n in (-(-micro // plan.accumulate) * epochs if epochs >= 0 else -1, trainer.max_steps) if n >= 0]
+        bounds = [
+            n for n in (-(-micro // plan.accumulate) * epochs if epochs >= 0 else -1, trainer.max_steps) if n >= 0
+        ]
         if not bounds:
-            raise UserError("the run has no end: set --trainer.max_epochs or --trainer.max_steps")
+            raise UserError("the run has no end", advice="set {trainer.max_epochs} or {trainer.max_steps}")
         if min(bounds) == 0:
-            raise UserError(
-                "the run has no step: raise --trainer.max_epochs, --trainer.max_steps or --trainer.limit_train_batches"
-            )
+            advice = "raise {trainer.max_epochs}, {trainer.max_steps} or {trainer.limit_train_batches}"
+            raise UserError("the run has no step", advice=advice)
         return min(bounds)
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Take the backbone's pre-processing and, to fit, set the trainer's accumulation from the batch split."""
-        module: Any = getattr(self.trainer, "lightning_module", None)
-        if self.preprocessing is None:
-            self.preprocessing = getattr(module, "preprocessing", None) or Preprocessing()
-            if self.crop_pct is not None:
-                self.preprocessing = replace(self.preprocessing, crop_pct=self.crop_pct)
-        if module is not None:
-            # The model is exported with the pre-processing that it was evaluated with.
-            module.backbone.preprocessing = self.preprocessing
+    def setup(self, stage: str) -> None:
+        """To fit, set the trainer's accumulation from the batch split."""
         if stage == "fit" and self.trainer:
-            if self.trainer.accumulate_grad_batches != 1 and self.trainer.accumulate_grad_batches != self.accumulate:
-                raise UserError(
-                    "--trainer.accumulate_grad_batches is derived from the batch split; set --data.micro_batch_size instead"
-                )
+            if self.trainer.accumulate_grad_batches not in (1, self.train_batches.accumulate):
+                problem = "accumulate_grad_batches is derived from the batch split"
+                raise UserError(problem, advice="set {micro_batch_size} in its place")
             self.trainer.accumulate_grad_batches = self.train_batches.accumulate
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the training split, from where a resumed run stopped."""
-        self._train_loader = self._loader("train", self.train_batches, self.augmentation, begin=self._begin_epoch)
+        plan = self.train_batches
+        if self.trainer:  # finders of Lightning's try one batch size after the other
+            self.trainer.accumulate_grad_batches = plan.accumulate
+        self._train_loader = self._loader("train", plan, self.augmentation, begin=self._begin_epoch)
         return self._train_loader
 
     def _begin_epoch(self) -> None:
@@ -243,14 +238,19 @@ class ImageDataModule(pl.LightningDataModule):
         else:
             self.train_batches.start_at(epoch + 1)  # Lightning counts the epoch on only after it made the iterator
 
+    # Batches of evaluation
+
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches of the dev split; an empty list where there is none."""
         return self.eval_dataloader("val") if "val" in self.splits else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Batches of the split that results are of: test, or the dev split where there is no test split."""
-        assert self.evaluation_role is not None
-        return self.eval_dataloader(self.evaluation_role)
+        return self.eval_dataloader(self.evaluation_role or "test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The same as `test_dataloader`."""
+        return self.test_dataloader()
 
     def eval_dataloader(self, role: str) -> DataLoader[Batch]:
         """Batches of any split, unaugmented, each sample once over all devices."""
@@ -260,10 +260,63 @@ class ImageDataModule(pl.LightningDataModule):
     def _loader(
         self, role: str, sampler: Any, augmentation: Augmentation | None, begin: Callable[[], None] | None = None
     ) -> EpochLoader:
-        if role not in self._datasets:
-            assert self.preprocessing is not None
-            self._datasets[role] = batch_dataset(self.require(role), self.preprocessing, augmentation, self.seed)
-        return batch_loader(self._datasets[role], sampler, self.num_workers, persistent=role != "test", begin=begin)
+        key = role, self.preprocessing  # another model may want other images
+        if key not in self._datasets:
+            self._datasets[key] = batch_dataset(self.require(role), self.preprocessing, augmentation, self.seed)
+        return batch_loader(self._datasets[key], sampler, self.num_workers, persistent=role != "test", begin=begin)
+
+    # From the loader to the module
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared: as given, else as the module's backbone wants it, else the paper's way at 224 px."""
+        module = getattr(self.trainer, "lightning_module", None)
+        prepared = self._given_preprocessing or getattr(module, "preprocessing", None) or Preprocessing()
+        return prepared if self.crop_pct is None else replace(prepared, crop_pct=self.crop_pct)
+
+    @preprocessing.setter
+    def preprocessing(self, preprocessing: Preprocessing) -> None:
+        self._given_preprocessing = preprocessing
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Report images that could not be decoded.
+
+        Raises:
+            UserError: There are some, and `on_bad_image` is "error".
+        """
+        if isinstance(batch, Batch) and batch.bad:
+            if self.on_bad_image == "error":
+                raise UserError(batch.bad[0][1], advice="remove it, or use {on_bad_image} skip")
+            self.bad_images.update(problem for _, problem in batch.bad)
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move images and labels; the rest of a batch stays on the CPU."""
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
+        return batch._replace(images=images, labels=labels)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Crop small images, augment and normalise, on the device."""
+        if not isinstance(batch, Batch):
+            return batch
+        prepared = self.prepare(batch, training=bool(self.trainer and self.trainer.training))
+        takes_batch = getattr(getattr(self.trainer, "lightning_module", None), "takes_batch", False)
+        return prepared if takes_batch and not self.plain_batches else (prepared.images, prepared.labels)
+
+    def prepare(self, batch: Batch, training: bool) -> Batch:
+        """A batch of the loader, (b, c, H, W) uint8, to (b, c, S, T) float32, normalised; augmented for training."""
+        images, preprocessing = batch.images, self.preprocessing
+        if not training:
+            return batch._replace(images=evaluation_images(batch, preprocessing))
+        if not batch.cropped:
+            size = preprocessing.image_size
+            height, width = images.shape[-2:]
+            boxes = crop_boxes(self.augmentation, self.seed, batch.epoch, batch.indices, height, width, size)
+            images = crop_batch(images, boxes, size)
+        images = augment_batch(images, self.augmentation, preprocessing, self.seed, batch.epoch, batch.indices)
+        return batch._replace(images=images)
 
     def gather_bad_images(self) -> None:
         """Let every process know what the others could not decode."""
@@ -277,54 +330,15 @@ class ImageDataModule(pl.LightningDataModule):
         """Seconds that training has waited for batches."""
         return self._train_loader.waited if self._train_loader else 0.0
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Report images that could not be decoded.
-
-        Raises:
-            UserError: There are some, and `on_bad_image` is "error".
-        """
-        if isinstance(batch, Batch) and batch.bad:
-            if self.on_bad_image == "error":
-                raise UserError(f"{batch.bad[0][1]}; remove it, or use --data.on_bad_image skip")
-            self.bad_images.update(problem for _, problem in batch.bad)
-        return batch
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move images and labels; the rest of a batch stays on the CPU."""
-        if not isinstance(batch, Batch):
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return batch._replace(
-            images=batch.images.to(device, non_blocking=True), labels=batch.labels.to(device, non_blocking=True)
-        )
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Crop small images, augment and normalise, on the device."""
-        if not isinstance(batch, Batch):
-            return batch
-        return self.prepare(batch, training=bool(self.trainer and self.trainer.training))
-
-    def prepare(self, batch: Batch, training: bool) -> Batch:
-        """A batch as the loader gives it, (b, c, H, W) uint8, to (b, c, S, T) float32, normalised; augmented for training."""
-        assert self.preprocessing is not None
-        images = batch.images
-        if training:
-            if not batch.cropped:
-                height, width = images.shape[-2:]
-                boxes = crop_boxes(
-                    self.augmentation, self.seed, batch.epoch, batch.indices, height, width, self.preprocessing.image_size
-                )
-                images = crop_batch(images, boxes, self.preprocessing.image_size)
-            images = augment_batch(images, self.augmentation, self.preprocessing, self.seed, batch.epoch, batch.indices)
-        else:
-            images = evaluation_images(batch, self.preprocessing)
-        return batch._replace(images=images)
+    # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the epoch the run is, for a checkpoint."""
-        if self._train_sampler is None or not self.trainer:
+        if self._plan is None or not self.trainer:
             return {}
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        return {"epoch": self._train_sampler.epoch, "batches_done": done, "batches": len(self._train_sampler)}
+        loop: Any = self.trainer.fit_loop.epoch_loop
+        done = loop.batch_progress.current.processed
+        return {"epoch": self._plan[1].epoch, "batches_done": done, "batches": len(self._plan[1])}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the batch after the last one done.
@@ -336,7 +350,7 @@ class ImageDataModule(pl.LightningDataModule):
             before, now = state_dict["batches"], len(self.train_batches)
             if before != now:
                 raise UserError(
-                    f"an epoch had {before:,} micro-batches when the run was interrupted, and would now have {now:,}: resume "
-                    "with the same --data.batch_size, --data.micro_batch_size and --trainer.devices, or begin anew"
+                    f"an epoch had {before:,} micro-batches when the run was interrupted, and would now have {now:,}",
+                    advice="resume with the same {batch_size}, {micro_batch_size} and {trainer.devices}, or begin anew",
                 )
             self._resume_at = (state_dict["epoch"], state_dict["batches_done"])

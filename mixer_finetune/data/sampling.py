@@ -1,7 +1,7 @@
 """Order and randomness that no machine changes: counter-based, so a value depends on its key alone.
 
-The order of the samples is a function of (seed, epoch); the augmentation of a sample of (seed, epoch, index); drop path of
-(seed, step, position in the global batch). How many workers, devices or interruptions there are does not enter.
+The order of the samples is a function of (seed, epoch); the augmentation of a sample of (seed, epoch, index); drop path
+of (seed, step, position in the global batch). How many workers, devices or interruptions there are does not enter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(random_bits(seed, ORDER, epoch, np.arange(n), 1)[:, 0], kind="stable")
 
 
-def stratified_split(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def stratified_split(
+    labels: NDArray[np.int64], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split the samples in two, each class in the same proportion, by seed alone.
 
     Args:
@@ -60,8 +62,8 @@ class MicroBatch(NamedTuple):
 class GlobalBatchSampler:
     """The micro-batches of one device, out of global batches that no device count changes.
 
-    An epoch's samples are cut into ceil(n / batch_size) global batches of nearly equal size (so that every sample is seen
-    once and no batch is a small remainder), and each global batch into devices x accumulation shares, likewise.
+    An epoch's samples are cut into ceil(n / batch_size) global batches of nearly equal size (so that every sample is
+    seen once and no batch is a small remainder), and each global batch into devices x accumulation shares, likewise.
 
     Args:
         n: Samples in an epoch.
@@ -75,16 +77,19 @@ class GlobalBatchSampler:
         UserError: A global batch has fewer samples than there are shares.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1) -> None:
+    def __init__(
+        self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1
+    ) -> None:
         self.n, self.seed, self.rank, self.world_size, self.accumulate = n, seed, rank, world_size, accumulate
         self.steps = -(-n // batch_size)
         self.epoch = 0
         self.done = 0
         if n // self.steps < world_size * accumulate:
-            raise UserError(
+            problem = (
                 f"a global batch of {n // self.steps} samples can't be shared by {world_size} devices x {accumulate} "
-                "micro-batches; raise --data.batch_size or use fewer --trainer.devices"
+                "micro-batches"
             )
+            raise UserError(problem, advice="raise {batch_size} or use fewer {trainer.devices}")
 
     def start_at(self, epoch: int, done: int = 0) -> None:
         """Let the next iteration be of that epoch, without its first `done` micro-batches."""

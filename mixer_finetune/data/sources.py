@@ -1,12 +1,15 @@
-"""Image data sets from the Hub, parquet files or folders of images: which columns and splits to use, and what the labels mean.
+"""Image data sets: from the Hub, folders of images, parquet files or Python objects, and which split plays which role.
 
-Everything goes through `datasets.load_dataset`; images stay undecoded in Arrow until a worker needs them.
+    source  ->  tables by split (`datasets`)  ->  columns and class names  ->  Split: records, labels, rows
+
+Images stay undecoded in Arrow until a worker needs them.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from mixer_finetune.data import columns as _columns
 from mixer_finetune.data.hub_tables import load_hub_tables
 from mixer_finetune.errors import UserError
 from mixer_finetune.hub.read import is_repo_id
@@ -26,7 +30,6 @@ SPLIT_NAMES = {
     "val": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Split:
 
     def image_records(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
         """The undecoded images at those positions."""
-        return self.records[self.rows[indices].tolist()][self.image_column]
+        records: list[dict[str, Any]] = self.records[self.rows[indices].tolist()][self.image_column]
+        return records
 
     def image_name(self, index: int) -> str:
         """What to call the image at that position: its file's name where there is one."""
@@ -69,6 +73,7 @@ class Source:
     """A data set with its roles found out.
 
     Attributes:
+        name: What the user calls it: a Hub id, a path, or "datasets.Dataset" and the like.
         description: What was chosen, in one line for the user.
         label_names: Name of each class.
         splits: "train", "val" and "test" where they exist.
@@ -76,6 +81,7 @@ class Source:
         license: As the data set's card states it.
     """
 
+    name: str
     description: str
     label_names: list[str]
     splits: dict[str, Split]
@@ -84,18 +90,19 @@ class Source:
 
 
 def open_source(
-    source: str,
+    source: Any,
     *,
     config: str | None = None,
     revision: str | None = None,
-    splits: dict[str, str | None] | None = None,
+    splits: Mapping[str, str | None] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Source:
     """Open a data set and find its image column, label column and splits.
 
     Args:
-        source: A Hub id, a folder (parquet files, or images in one folder a class), a parquet file, or the bundled `digits`.
+        source: A Hub id, a folder (parquet files, or images in one folder a class), a parquet file, or the bundled
+            `digits`; a `datasets.Dataset` or `DatasetDict`; a pair of lists (paths, labels), or such pairs by split.
         config: Configuration of a Hub data set with several.
         revision: Branch, tag or commit of a Hub data set.
         splits: Names of the splits to use as "train", "val" and "test", where the usual names do not serve.
@@ -105,30 +112,73 @@ def open_source(
     Raises:
         UserError: There is no such data set, column or split, or labels are missing.
     """
-    tables, commit = _load(source, config, revision)
+    given = isinstance(source, str | Path)
+    name = str(source) if given else _kind(source)
+    tables, commit = _load(name, config, revision) if given else (_tables(source), None)
     roles = _split_roles(tables, splits or {})
     features = next(iter(tables.values())).features
-    image_column = _image_column(features, image_column)
-    label_column = _label_column(features, label_column, next(iter(tables.values())))
-    names, to_class = _label_names(tables, roles, label_column)
+    images = _columns.image_column(features, image_column)
+    labels = _columns.label_column(features, label_column)
+    class_names, to_class = _columns.class_labels(tables, list(roles.values()), labels)
 
     found = {}
-    for role, name in roles.items():
-        table = tables[name]
+    for role, split in roles.items():
+        table = tables[split]
         if len(table) == 0:
-            raise UserError(f"the split '{name}' of {source} is empty; choose another with --data.{role}_split")
-        labels = to_class(table)
-        if (labels < 0).any():
-            if role == "test" and (labels < 0).all():
+            raise UserError(f"the split '{split}' of {name} is empty", advice=f"choose another with {{{role}_split}}")
+        numbers = to_class(table)
+        missing = int((numbers < 0).sum())
+        if missing:
+            if role == "test" and missing == len(numbers):
                 continue  # a public test split without labels, as ImageNet's
             raise UserError(
-                f"{int((labels < 0).sum())} of {len(labels)} labels in column '{label_column}' of split '{name}' are missing "
-                "or negative; remove those rows or choose another --data.label_column"
+                f"{missing} of {len(numbers)} labels in column '{labels}' of split '{split}' are missing or negative",
+                advice="remove those rows or choose another {label_column}",
             )
-        found[role] = Split(name, _undecoded(table, image_column), image_column, labels, np.arange(len(labels)))
+        found[role] = Split(split, _columns.undecoded(table, images), images, numbers, np.arange(len(numbers)))
     shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
-    description = f"{source}: images in '{image_column}', labels in '{label_column}' ({len(names)} classes), {shown}"
-    return Source(description, names, found, commit, _license(source, commit))
+    description = f"{name}: images in '{images}', labels in '{labels}' ({len(class_names)} classes), {shown}"
+    return Source(name, description, class_names, found, commit, _license(name, commit) if given else None)
+
+
+def _kind(source: Any) -> str:
+    import datasets
+
+    if isinstance(source, datasets.Dataset | datasets.DatasetDict):
+        return f"datasets.{type(source).__name__}"
+    if isinstance(source, Mapping) or _is_pair(source):
+        return "lists of paths"
+    raise UserError(
+        f"a {type(source).__name__} is no source of data",
+        option="source",
+        choices="a path, a Hub id, a datasets.Dataset or DatasetDict, or (paths, labels)",
+    )
+
+
+def _is_pair(source: Any) -> bool:
+    return isinstance(source, tuple) and len(source) == 2 and not isinstance(source[0], str)
+
+
+def _tables(source: Any) -> Mapping[str, Any]:
+    """All splits of a Python object as tables."""
+    import datasets
+
+    if isinstance(source, datasets.Dataset):
+        return {"train": source}
+    if isinstance(source, datasets.DatasetDict):
+        return dict(source)
+    pairs = source if isinstance(source, Mapping) else {"train": source}
+    return {split: _table_of_files(*pair) for split, pair in pairs.items()}
+
+
+def _table_of_files(paths: Any, labels: Any) -> Any:
+    import datasets
+
+    paths, labels = [str(path) for path in paths], list(labels)
+    if len(paths) != len(labels):
+        raise UserError(f"{len(paths)} paths but {len(labels)} labels: expected one label a path")
+    table = datasets.Dataset.from_dict({"image": paths, "label": labels})
+    return table.cast_column("image", datasets.Image(decode=False))
 
 
 def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, str | None]:
@@ -144,15 +194,19 @@ def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, s
             tables = datasets.load_dataset(str(path), name=config)
         elif path.is_file():
             if path.suffix != ".parquet":
-                raise UserError(f"{path} is not a parquet file; give --data.source a folder, a .parquet file or a Hub id")
+                raise UserError(
+                    f"{path} is not a parquet file", option="source", choices="a folder, a .parquet file or a Hub id"
+                )
             tables = datasets.load_dataset("parquet", data_files={"train": str(path)})
         elif is_repo_id(source) and not source.startswith((".", "/", "~")):
             tables, commit = load_hub_tables(source, config, revision)
         else:
             near = difflib.get_close_matches(source, BUNDLED, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(
-                f"--data.source '{source}' does not exist{f' (did you mean {near[0]}?)' if near else ''}: "
-                f"expected a folder, a .parquet file, a Hub id (user/name) or the bundled {BUNDLED[0]}"
+                f"there is no data '{source}'{hint}: expected a folder, a .parquet file, a Hub id (user/name) or the "
+                f"bundled {BUNDLED[0]}",
+                option="source",
             )
     except (
         datasets.exceptions.DatasetNotFoundError,
@@ -163,10 +217,12 @@ def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, s
         ValueError,
     ) as error:
         if empty := re.search(r'Instruction "(.+)" corresponds to no data', str(error)):
-            raise UserError(f"the split '{empty[1]}' of {source} is empty; remove its files or add images") from error
-        raise UserError(f"--data.source '{source}' can't be read as an image data set: {_cause(error)}") from error
+            problem = f"the split '{empty[1]}' of {source} is empty; remove its files or add images"
+            raise UserError(problem) from error
+        problem = f"'{source}' can't be read as an image data set: {_cause(error)}"
+        raise UserError(problem, option="source") from error
     if not len(tables):
-        raise UserError(f"--data.source '{source}' holds no data")
+        raise UserError(f"'{source}' holds no data", option="source")
     return tables, commit
 
 
@@ -191,93 +247,20 @@ def _cause(error: BaseException) -> str:
     return " ".join(str(cause).split())[:300]
 
 
-def _split_roles(tables: Any, chosen: dict[str, str | None]) -> dict[str, str]:
+def _split_roles(tables: Any, chosen: Mapping[str, str | None]) -> dict[str, str]:
     """Which split plays which role: the chosen names, else the usual ones."""
     roles = {}
     for role, usual in SPLIT_NAMES.items():
         wanted = chosen.get(role)
         if wanted is not None:
             if wanted not in tables:
-                raise UserError(f"there is no split '{wanted}'; --data.{role}_split must be one of {', '.join(tables)}")
+                raise UserError(f"there is no split '{wanted}'", option=f"{role}_split", choices=" or ".join(tables))
             roles[role] = wanted
         else:
             match = next((name for name in usual if name in tables and name not in chosen.values()), None)
             if match:
                 roles[role] = match
     if not roles:
-        raise UserError(f"no split has a usual name among {', '.join(tables)}; name one with --data.train_split")
+        problem = f"no split has a usual name among {', '.join(tables)}"
+        raise UserError(problem, advice="name one with {train_split}")
     return roles
-
-
-def _image_column(features: Any, wanted: str | None) -> str:
-    import datasets
-
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if wanted is not None:
-        if wanted not in images:
-            raise UserError(
-                f"--data.image_column '{wanted}' is not an image column; image columns: {', '.join(images) or 'none'}"
-            )
-        return wanted
-    if not images:
-        raise UserError(f"no image column among {', '.join(features)}; expected one of type Image, or a folder of images")
-    if len(images) > 1 and "image" not in images:
-        raise UserError(f"several image columns: {', '.join(images)}; choose one with --data.image_column")
-    return "image" if "image" in images else images[0]
-
-
-def _label_column(features: Any, wanted: str | None, table: Any) -> str:
-    import datasets
-
-    scalars = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel | datasets.Value)]
-    if wanted is not None:
-        if wanted not in scalars:
-            raise UserError(f"--data.label_column '{wanted}' is not a label column; candidates: {', '.join(scalars) or 'none'}")
-        return wanted
-    classes = [name for name in scalars if isinstance(features[name], datasets.ClassLabel)]
-    candidates = classes or [name for name in LABEL_NAMES if name in scalars]
-    for name in LABEL_NAMES[:2]:
-        if name in candidates:
-            return name
-    if len(candidates) > 1:
-        raise UserError(f"several label columns: {', '.join(candidates)}; choose one with --data.label_column")
-    if not candidates:
-        raise UserError(
-            f"no label column among {', '.join(features)}; expected at least two folders of images, one a class, or a column "
-            "of class labels named with --data.label_column"
-        )
-    return candidates[0]
-
-
-def _label_names(tables: Any, roles: dict[str, str], column: str) -> tuple[list[str], Any]:
-    """Class names, and the function that gives a table's labels as class numbers (-1: unknown)."""
-    import datasets
-
-    feature = next(iter(tables.values())).features[column]
-    if isinstance(feature, datasets.ClassLabel):
-
-        def class_numbers(table: Any) -> NDArray[np.int64]:
-            return np.array(table.data.column(column).fill_null(-1).to_numpy(), np.int64)[_row_order(table)]
-
-        return list(feature.names), class_numbers
-    values = {
-        value
-        for name in roles.values()
-        for value in tables[name].unique(column)
-        if value is not None and not (isinstance(value, int) and value < 0)
-    }
-    if any(isinstance(value, float) for value in values):
-        raise UserError(f"column '{column}' holds fractions, not classes; choose another --data.label_column")
-    ordered = sorted(values)
-    number = {value: i for i, value in enumerate(ordered)}
-    return [str(value) for value in ordered], lambda table: np.array([number.get(v, -1) for v in table[column]], np.int64)
-
-
-def _row_order(table: Any) -> Any:
-    return slice(None) if table._indices is None else table._indices.column(0).to_numpy()
-
-
-def _undecoded(table: Any, image_column: str) -> Any:
-    import datasets
-
-    return table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))

@@ -1,0 +1,125 @@
+"""Which columns of a table hold the images and the labels, and what the labels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixer_finetune.errors import UserError
+
+# What label columns are usually called; the first two come before all others.
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+Labels = NDArray[np.int64]
+
+
+def image_column(features: Mapping[str, Any], wanted: str | None) -> str:
+    """The image column's name.
+
+    Args:
+        features: Of the table, by `datasets`.
+        wanted: What the user calls it; found by its type when None.
+
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    import datasets
+
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if wanted is not None:
+        if wanted not in images:
+            problem = f"'{wanted}' is not an image column; image columns: {', '.join(images) or 'none'}"
+            raise UserError(problem, option="image_column")
+        return wanted
+    if not images:
+        problem = f"no image column among {', '.join(features)}; expected one of type Image, or a folder of images"
+        raise UserError(problem, option="data.source")
+    if len(images) > 1 and "image" not in images:
+        raise UserError(f"several image columns: {', '.join(images)}", advice="choose one with {image_column}")
+    return "image" if "image" in images else images[0]
+
+
+def label_column(features: Mapping[str, Any], wanted: str | None) -> str:
+    """The label column's name.
+
+    Args:
+        features: Of the table, by `datasets`.
+        wanted: What the user calls it; found by type and usual names when None.
+
+    Raises:
+        UserError: There is none, or there are several.
+    """
+    import datasets
+
+    scalars = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel | datasets.Value)]
+    if wanted is not None:
+        if wanted not in scalars:
+            problem = f"'{wanted}' is not a label column; candidates: {', '.join(scalars) or 'none'}"
+            raise UserError(problem, option="label_column")
+        return wanted
+    classes = [name for name in scalars if isinstance(features[name], datasets.ClassLabel)]
+    candidates = classes or [name for name in LABEL_COLUMNS if name in scalars]
+    for name in LABEL_COLUMNS[:2]:
+        if name in candidates:
+            return name
+    if len(candidates) > 1:
+        raise UserError(f"several label columns: {', '.join(candidates)}", advice="choose one with {label_column}")
+    if not candidates:
+        raise UserError(
+            f"no label column among {', '.join(features)}; expected at least two folders of images, one a class, or a "
+            "column of class labels",
+            advice="name it with {label_column}",
+        )
+    return candidates[0]
+
+
+def class_labels(
+    tables: Mapping[str, Any], splits: list[str], column: str
+) -> tuple[list[str], Callable[[Any], Labels]]:
+    """Class names, and the function that gives a table's labels as class numbers, (n,); -1 where one is missing.
+
+    Args:
+        tables: By split.
+        splits: Which of them count for the names.
+        column: Of the labels.
+
+    Raises:
+        UserError: The column holds no classes.
+    """
+    import datasets
+
+    feature = next(iter(tables.values())).features[column]
+    if isinstance(feature, datasets.ClassLabel):
+
+        def class_numbers(table: Any) -> Labels:
+            numbers = table.data.column(column).fill_null(-1).to_numpy()
+            ordered: Labels = np.array(numbers, np.int64)[_row_order(table)]
+            return ordered
+
+        return list(feature.names), class_numbers
+    values = {
+        value
+        for name in splits
+        for value in tables[name].unique(column)
+        if value is not None and not (isinstance(value, int) and value < 0)
+    }
+    if any(isinstance(value, float) for value in values):
+        raise UserError(f"column '{column}' holds fractions, not classes", option="label_column")
+    ordered = sorted(values)
+    number = {value: i for i, value in enumerate(ordered)}
+    return [str(value) for value in ordered], lambda table: np.array(
+        [number.get(v, -1) for v in table[column]], np.int64
+    )
+
+
+def _row_order(table: Any) -> Any:
+    return slice(None) if table._indices is None else table._indices.column(0).to_numpy()
+
+
+def undecoded(table: Any, column: str) -> Any:
+    """The image column alone, each image as its bytes and path."""
+    import datasets
+
+    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
