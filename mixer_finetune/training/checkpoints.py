@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from pathlib import Path
@@ -15,20 +16,22 @@ from torch import Tensor
 from mixer_finetune.backbones.foreign import load_checkpoint
 from mixer_finetune.errors import UserError
 from mixer_finetune.files import write_atomically
-from mixer_finetune.training.progress import say
+from mixer_finetune.runs import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(Checkpoint):
     """`last.ckpt`: at the end of each epoch, and inside an epoch whenever it is due, between two steps.
 
-    Not where validation is due next, which Lightning would leave out when it resumes there, and not between the micro-batches
-    of a step, whose gradients no checkpoint holds.
+    Not where validation is due next, which Lightning would leave out when it resumes there, and not between the
+    micro-batches of a step, whose gradients no checkpoint holds.
 
     Args:
         path: Of the checkpoint.
         every_n_steps: Steps from one to the next inside an epoch; None for `seconds`.
-        seconds: Time from one to the next, by the first process's clock. Only steps that log are asked, since they wait for the
-            device and the other processes anyway.
+        seconds: Time from one to the next, by the first process's clock. Only steps that log are asked, since they wait
+            for the device and the other processes anyway.
     """
 
     state_key = "LastCheckpoint"
@@ -70,19 +73,27 @@ class LastCheckpoint(Checkpoint):
 class BestCheckpoint(ModelCheckpoint):
     """`best.ckpt`: the latest weights whose dev accuracy is within one standard error of the highest so far.
 
-    On a small dev split many epochs tie or differ by an image or two, which is noise; the learning rate decays, so the later
-    weights are then the better bet. Weights that got worse by more than that (overfitting) are still passed over.
+    On a small dev split many epochs tie or differ by an image or two, which is noise; the learning rate decays, so the
+    later weights are then the better bet. Weights that got worse by more than that (overfitting) are still passed over.
 
     Args:
         samples: Of the dev split.
         dirpath: Folder of the checkpoints.
+        monitor: Metric of the dev split that is a share of its samples.
     """
 
-    state_key = "BestCheckpoint"  # Lightning's is made anew at each of a step's hooks, which takes longer than the hooks
+    state_key = (
+        "BestCheckpoint"  # Lightning's is made anew at each of a step's hooks, which takes longer than the hooks
+    )
 
-    def __init__(self, samples: int, dirpath: Path) -> None:
+    def __init__(self, samples: int, dirpath: Path, monitor: str = "val/accuracy") -> None:
         super().__init__(
-            dirpath, "best", monitor="val/accuracy", mode="max", save_on_train_epoch_end=False, enable_version_counter=False
+            dirpath,
+            "best",
+            monitor=monitor,
+            mode="max",
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
         )
         self.samples, self.highest = samples, 0.0
 
@@ -119,7 +130,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write beside, flush to disk, rename."""
         begin = time.perf_counter()
-        write_atomically(Path(path), lambda temporary: super(AtomicCheckpointIO, self).save_checkpoint(checkpoint, temporary))
+        write_atomically(
+            Path(path), lambda temporary: super(AtomicCheckpointIO, self).save_checkpoint(checkpoint, temporary)
+        )
         self.seconds += time.perf_counter() - begin
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -127,26 +140,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return load_checkpoint(Path(path))
 
 
-def checkpoint_callbacks(run: Path, every_n_steps: int | None, dev_samples: int) -> list[Callback]:
-    """`last.ckpt` inside and at the end of each epoch, and `best.ckpt` by dev accuracy."""
-    last = LastCheckpoint(run / "checkpoints" / "last.ckpt", every_n_steps)
-    return [BestCheckpoint(dev_samples, run / "checkpoints"), last] if dev_samples else [last]
+def checkpoint_callbacks(run: RunFolder, every_n_steps: int | None, dev_samples: int, monitor: str) -> list[Callback]:
+    """`last.ckpt` inside and at the end of each epoch, and `best.ckpt` by a metric of the dev split."""
+    last = LastCheckpoint(run.last_checkpoint, every_n_steps)
+    return [BestCheckpoint(dev_samples, run.checkpoints, monitor), last] if dev_samples else [last]
 
 
-def resume_point(run: Path) -> Path:
-    """The newest checkpoint of a run that can be read."""
+def resume_point(run: RunFolder) -> Path:
+    """The newest checkpoint of a run that can be read.
+
+    Raises:
+        UserError: There is none.
+    """
     unread = []
-    for path in (run / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")):
+    for path in (run.last_checkpoint, run.best_checkpoint):
         if not path.is_file():
             continue
         try:
             load_checkpoint(path)
         except UserError as error:
-            unread.append(str(error))
+            unread.append(error.problem)
             continue
         if unread:
-            say(f"{unread[0]}; going on from {path.name} instead")
+            log.info(f"{unread[0]}; going on from {path.name} instead")
         return path
     raise UserError(
-        unread[0] if unread else f"{run} has no checkpoint to go on from; start anew with fit --config {run}/config.yaml"
+        unread[0] if unread else f"{run} has no checkpoint to go on from",
+        advice=f"start anew with: mixer-finetune fit --config {run.config_file}",
     )

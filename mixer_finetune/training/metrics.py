@@ -10,7 +10,8 @@ from torchmetrics import Metric
 class MacroF1(Metric):
     """Mean F1 of the classes that occur, as label or as answer: `MulticlassF1Score(average="macro")` of torchmetrics.
 
-    Where algorithms are to be deterministic, theirs compares each image with each of C x C pairs of classes; this one counts.
+    Where algorithms are to be deterministic, theirs compares each image with each of C x C pairs of classes; this one
+    counts.
 
     Args:
         num_classes: C.

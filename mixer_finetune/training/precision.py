@@ -1,8 +1,8 @@
 """The fast exact path for float32 matrix products on CPUs whose default is slow.
 
 PyTorch's default library reaches less than half of some CPUs' float32 peak, where oneDNN's kernel, behind the switch
-`torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, computes in float32 all the same. On CPUs with bf16 matrix units that
-switch would really lose precision, so it is kept only if a probe product comes out as exact as before.
+`torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, computes in float32 all the same. On CPUs with bf16 matrix units
+that switch would really lose precision, so it is kept only if a probe product comes out as exact as before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def use_fast_float32() -> str | None:
     Returns:
         What was done, for the log; None where there is no such switch.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.backends.mkldnn, "matmul"):
+    if not torch._C._has_mkldnn or not hasattr(torch.backends.mkldnn, "matmul"):
         return None
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision

@@ -1,0 +1,64 @@
+"""What is asked of an image, and how an answer is judged. Nothing else asks which task it is.
+
+Shapes: B images, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from mixer_finetune.training.metrics import MacroF1
+
+TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of classification.
+
+    Attributes:
+        name: For results and files.
+        loss: (logits (B, C), targets, label smoothing) to the sum of the images' losses, a scalar.
+        probabilities: Logits (B, C) to the probability of each class, (B, C).
+        right: (logits (B, C), targets) to the number of images that are answered rightly, a scalar.
+        metrics: Number of classes to what is measured on a split, by name.
+        monitor: The metric that tells better weights from worse ones; more is better.
+    """
+
+    name: str
+    loss: Callable[[Tensor, Tensor, float], Tensor]
+    probabilities: Callable[[Tensor], Tensor]
+    right: Callable[[Tensor, Tensor], Tensor]
+    metrics: Callable[[int], dict[str, Metric]]
+    monitor: str
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+
+
+def _multiclass_metrics(classes: int) -> dict[str, Metric]:
+    measured: dict[str, Metric] = {
+        "accuracy": MulticlassAccuracy(classes, average="micro"),
+        "macro_f1": MacroF1(classes),
+    }
+    if classes > TOP_K:  # else every answer is among them
+        measured["top5_accuracy"] = MulticlassAccuracy(classes, average="micro", top_k=TOP_K)
+    return measured
+
+
+# One label an image: targets are class numbers, (B,).
+SINGLE_LABEL = Task(
+    name="single_label",
+    loss=_cross_entropy,
+    probabilities=lambda logits: logits.softmax(-1),
+    right=lambda logits, labels: (logits.argmax(-1) == labels).sum(),
+    metrics=_multiclass_metrics,
+    monitor="accuracy",
+)
