@@ -1,84 +1,112 @@
-"""Pictures: curves and matrices by matplotlib, weights as mosaics; PNG for the run folder, SVG and data URIs for the report."""
+"""Figures by matplotlib: curves and the confusion matrix as PNG for the run folder, curves as SVG for the report."""
 
 from __future__ import annotations
 
-import base64
-import csv
 import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from einops import rearrange  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from mixer_finetune.files import write_atomically  # noqa: E402
+from mixer_finetune.evaluation.figure_text import figure_texts, figure_title
+from mixer_finetune.evaluation.measures import CalibrationBin, ConfusionMatrix
+from mixer_finetune.evaluation.predictions import Predictions
+from mixer_finetune.evaluation.results import Results
+from mixer_finetune.files import write_atomically
+from mixer_finetune.runs import RunFolder
+from mixer_finetune.training.metrics_file import read_rows
 
 DPI = 120
 MOST_NUMBERED_CLASSES = 25
-# Between the units of a mosaic: grey is neither ink nor paper, so it serves light and dark pages.
-MOSAIC_GAP = 128
+MOST_NAMED_CLASSES = 200
+MOST_PIXELS = 1000  # on a side of a confusion matrix without names
+MOST_MARKERS = 40  # on a curve
+PANELS = ("loss", "accuracy", "learning rate")
+_AXES = {"loss": "cross-entropy", "accuracy": "top-1 accuracy", "learning rate": "learning rate"}
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+class Curve(NamedTuple):
+    """Values of one thing over the steps."""
+
+    label: str
+    steps: list[int]
+    values: list[float]
 
 
-def plot_curves(axis: Axes, rows: list[dict[str, str]], kind: str) -> None:
-    """Draw "loss" or "accuracy" over the steps."""
-    columns = {"loss": (("train/loss", "train"),), "accuracy": (("train/accuracy", "train"), ("val/accuracy", "dev"))}
-    for column, label in columns[kind]:
-        points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-        if points:
-            axis.plot(*zip(*points, strict=True), label=label, marker="o" if label == "dev" else None, markersize=3)
-    axis.set(xlabel="step", ylabel={"loss": "cross-entropy", "accuracy": "top-1 accuracy"}[kind], title=kind.capitalize())
+def curves(rows: list[dict[str, str]], panel: str) -> list[Curve]:
+    """The curves of a panel that the rows have values for.
+
+    The training curve is made of means over whole epochs where there are at least two of them, else of means over the
+    steps since the row before.
+
+    Args:
+        rows: Of metrics.csv.
+        panel: One of PANELS.
+    """
+    if panel == "learning rate":
+        found = [_curve(rows, "train/lr", "learning rate")]
+    else:
+        train = _curve(rows, f"train/{panel}_epoch", "train, mean of an epoch")
+        if len(train.steps) < 2:
+            train = _curve(rows, f"train/{panel}", "train")
+        found = [train, _curve(rows, f"val/{panel}", "dev")]
+    return [curve for curve in found if curve.steps]
+
+
+def _curve(rows: list[dict[str, str]], column: str, label: str) -> Curve:
+    filled = [row for row in rows if row.get(column)]
+    return Curve(label, [int(row["step"]) for row in filled], [float(row[column]) for row in filled])
+
+
+def _plot(axis: Axes, rows: list[dict[str, str]], panel: str) -> None:
+    shown = curves(rows, panel)
+    for curve in shown:
+        marker = "o" if len(curve.steps) <= MOST_MARKERS else None
+        axis.plot(curve.steps, curve.values, label=curve.label, marker=marker, markersize=3)
+    last = max((int(row["step"]) for row in rows), default=1)
+    axis.set(xlabel="step", ylabel=_AXES[panel], title=panel.capitalize())
+    axis.set_xlim(-0.02 * last, 1.02 * last)  # the same steps in all panels
     axis.grid(alpha=0.3)
-    if axis.lines:
+    if panel != "learning rate" and shown:
         axis.legend()
 
 
-def learning_curves_figure(metrics: Path, path: Path) -> None:
-    """Loss and accuracy over the steps, as PNG.
+def learning_curves_figure(rows: list[dict[str, str]]) -> Figure:
+    """Loss, accuracy and learning rate over the steps.
 
     Args:
-        metrics: The run's metrics.csv.
-        path: Of the PNG.
+        rows: Of metrics.csv.
     """
-    rows = read_metrics(metrics)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
-        plot_curves(axis, rows, kind)
-    _save(figure, path)
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    for axis, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        _plot(axis, rows, panel)
+    return figure
 
 
-def learning_curves_svg(metrics: Path) -> list[str]:
-    """Loss and accuracy over the steps, one SVG each."""
-    rows, pictures = read_metrics(metrics), []
-    for kind in ("loss", "accuracy"):
-        figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
-        plot_curves(axis, rows, kind)
-        pictures.append(_svg(figure, kind))
+def learning_curves_svg(rows: list[dict[str, str]]) -> list[str]:
+    """Loss, accuracy and learning rate over the steps, one SVG each.
+
+    Args:
+        rows: Of metrics.csv.
+    """
+    pictures = []
+    for panel in PANELS:
+        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        _plot(figure.subplots(), rows, panel)
+        pictures.append(_svg(figure, panel))
     return pictures
 
 
-def reliability_svg(points: Sequence[tuple[float, float, int]]) -> str:
-    """Accuracy against confidence.
-
-    Args:
-        points: (mean confidence, accuracy, images) of each bin.
-    """
-    figure, axis = plt.subplots(figsize=(4.2, 4), layout="constrained")
-    confidence, accuracy, images = np.array(points).T
+def reliability_svg(bins: Sequence[CalibrationBin]) -> str:
+    """Accuracy against confidence, as SVG."""
+    figure = Figure(figsize=(4.2, 4), layout="constrained")
+    axis = figure.subplots()
+    confidence, accuracy, images = np.array(bins).T
     axis.plot([0, 1], [0, 1], linestyle="--", color="#808080", label="calibrated")
     axis.plot(confidence, accuracy, color="#1f77b4", linewidth=1)
     axis.scatter(confidence, accuracy, s=20 + 180 * images / images.sum(), color="#1f77b4", label="bin (size: images)")
@@ -88,95 +116,71 @@ def reliability_svg(points: Sequence[tuple[float, float, int]]) -> str:
     return _svg(figure, "reliability")
 
 
-def confusion_matrix_figure(counts: NDArray[np.int64], names: list[str], title: str, path: Path) -> None:
-    """The confusion matrix, coloured by the share of each true class.
+def confusion_matrix_figure(matrix: ConfusionMatrix, names: list[str], title: str) -> Figure:
+    """The confusion matrix of the classes that occur, coloured by the share of each true class.
+
+    Above 200 classes the axes bear no names, and above 1,000 neighbouring classes share a pixel.
 
     Args:
-        counts: (classes, classes): images of class i (row) that were called class j (column).
+        matrix: Of the split.
         names: Of the classes.
         title: Above the matrix.
-        path: Of the PNG.
     """
-    n = len(names)
-    side = float(np.clip(0.5 * n + 2, 5, 20))
+    classes = matrix.occurring
+    counts = matrix.binned(MOST_PIXELS)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    named = len(classes) <= MOST_NAMED_CLASSES
+    side = float(np.clip(0.5 * len(classes) + 2, 5, 20)) if named else 10.0
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
-    size = float(np.clip(400 / n, 3, 10))
-    axis.set_xticks(range(n), names, rotation=90, fontsize=size)
-    axis.set_yticks(range(n), names, fontsize=size)
-    axis.set(xlabel="predicted", ylabel="true", title=title)
-    if n <= MOST_NUMBERED_CLASSES:
+    notes = ["predicted"]
+    if len(classes) < matrix.classes:
+        notes.append(f"{matrix.classes - len(classes):,} of {matrix.classes:,} classes do not occur and are left out")
+    if named:
+        labels = figure_texts(names)
+        if labels.numbered:
+            names_have = "1 name has" if labels.numbered == 1 else f"{labels.numbered} names have"
+            notes.append(f"{names_have} characters that no installed font has: numbers count from 0")
+        style: dict[str, Any] = {"fontsize": float(np.clip(400 / len(classes), 3, 10)), "fontfamily": labels.fonts}
+        axis.set_xticks(range(len(classes)), [labels.texts[i] for i in classes], rotation=90, **style)
+        axis.set_yticks(range(len(classes)), [labels.texts[i] for i in classes], **style)
+    else:
+        axis.set(xticks=[], yticks=[])
+        notes.append(f"{len(classes):,} classes in the order of the data")
+    if len(classes) <= MOST_NUMBERED_CLASSES:
         for i, j in np.argwhere(counts):
-            axis.text(
-                j,
-                i,
-                str(int(counts[i, j])),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if shares[i, j] > 0.5 else "black",
-            )
-    _save(figure, path)
+            colour = "white" if shares[i, j] > 0.5 else "black"
+            axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=colour)
+    text, fonts = figure_title(title)
+    axis.set_title(text, fontfamily=fonts)
+    axis.set(xlabel="\n".join(notes), ylabel="true")
+    return figure
 
 
-def confusion_pixels(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The confusion matrix as (classes, classes, 3) pixels, one an entry: black is none, yellow all of the true class.
-
-    A single image out of hundreds would not show on a linear scale: shares are shown by their square root.
-    """
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    return (matplotlib.colormaps["inferno"](np.sqrt(shares))[..., :3] * 255).astype(np.uint8)
-
-
-def mosaic(units: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-    """Lay pictures out on a grid with a pixel between them.
+def write_pictures(run: RunFolder, predictions: Predictions | None, results: Results) -> None:
+    """Write learning_curves.png and, where something was evaluated, confusion_matrix.png.
 
     Args:
-        units: (n, h, w, 3).
-        columns: Pictures a row.
+        run: With its metrics.csv.
+        predictions: Of the evaluated split; None where nothing was evaluated.
+        results: Of the run.
     """
-    rows = -(-len(units) // columns)
-    height, width = units.shape[1:3]
-    cells = np.full((rows * columns, height + 1, width + 1, 3), MOSAIC_GAP, np.uint8)
-    cells[: len(units), 1:, 1:] = units
-    sheet = rearrange(cells, "(r c) h w d -> (r h) (c w) d", c=columns)
-    return np.pad(sheet, ((0, 1), (0, 1), (0, 0)), constant_values=MOSAIC_GAP)
+    _save(learning_curves_figure(read_rows(run.metrics_file)), run.curves_picture)
+    if predictions is not None:
+        matrix = ConfusionMatrix.of(predictions)
+        accuracy = matrix.right.sum() / max(len(predictions), 1)
+        title = f"{results.split}: {accuracy:.2%} right of {results.measured_on} images"
+        _save(confusion_matrix_figure(matrix, predictions.names, title), run.confusion_picture)
 
 
-def signed_units(units: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Maps (n, h, w) as pictures (n, h, w, 3): red above zero, blue below, each scaled by its own largest value."""
-    scaled = units / np.maximum(np.abs(units).max((1, 2), keepdims=True), 1e-12)
-    return (matplotlib.colormaps["RdBu_r"]((scaled + 1) / 2)[..., :3] * 255).astype(np.uint8)
-
-
-def colour_units(units: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Filters (n, channels, h, w) as pictures (n, h, w, 3), grey being zero, each scaled by its own largest value."""
-    scaled = units / np.maximum(np.abs(units).max((1, 2, 3), keepdims=True), 1e-12)
-    colours = scaled[:, :3] if scaled.shape[1] >= 3 else np.repeat(scaled[:, :1], 3, axis=1)
-    return ((rearrange(colours, "n c h w -> n h w c") + 1) * 127.5).astype(np.uint8)
-
-
-def data_uri(picture: Image.Image | NDArray[np.uint8], lossless: bool = True) -> str:
-    """A picture as the text that an `img` element's `src` takes: PNG, or JPEG where losses do not matter."""
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    buffer = io.BytesIO()
-    if lossless:
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.convert("RGB").save(buffer, "JPEG", quality=85)
-    kind = "png" if lossless else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _svg(figure: plt.Figure, name: str) -> str:
+def _svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element whose ink is the page's, so that it can be read on a dark one too."""
     buffer = io.StringIO()
-    # Text stays text; ids come from the name, so that two figures on a page do not share them and a run's report is repeatable.
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
+    # Text stays text. Ids come from the name: two figures on a page share none, and a run's report is repeatable.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(figure)
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'(<svg [^>]*?)width="[^"]*" |height="[^"]*pt" ', r"\1", text, count=2)
@@ -186,6 +190,5 @@ def _svg(figure: plt.Figure, name: str) -> str:
     return re.sub(r'id="(?!p|m|\w*image)[^"]*"', "", text)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
-    plt.close(figure)

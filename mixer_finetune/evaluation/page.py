@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from mixer_finetune.evaluation import figures
+from mixer_finetune.evaluation.mosaics import Pixels, data_uri, mosaic
 
 THUMBNAIL = 160  # pixels
 UNITS_A_ROW = 12
 
 
+def text(value: object) -> str:
+    """Any value as text of the page, whatever characters it has."""
+    return html.escape(str(value).encode("utf-8", "replace").decode())
+
+
+def code(value: object) -> str:
+    """Text in the typewriter face."""
+    return f"<code>{text(value)}</code>"
+
+
 def section(title: str, content: str) -> str:
-    """A part of the page under a heading."""
-    return f"<section><h2>{html.escape(title)}</h2>{content}</section>"
+    """A part of the page under a heading; the content is HTML."""
+    return f"<section><h2>{text(title)}</h2>{content}</section>"
 
 
 def row(items: Sequence[str], kind: str) -> str:
-    """Items side by side, which wrap on a narrow page."""
+    """Items of HTML side by side, which wrap on a narrow page."""
     return '<div class="row">' + "".join(f'<div class="{kind}">{item}</div>' for item in items) + "</div>"
 
 
-def card(pictures: list[str], caption: str) -> str:
+def card(pictures: Sequence[str], caption: str) -> str:
     """Pictures over a caption, which is HTML."""
     return f"<figure>{''.join(pictures)}<figcaption>{caption}</figcaption></figure>"
 
@@ -34,22 +44,30 @@ def img(image: Image.Image) -> str:
     """A picture as an element: small ones exactly, with their pixels to be seen, larger ones as JPEG."""
     small = max(image.size) < THUMBNAIL / 2
     kind = ' class="small"' if small else ""
-    return f'<img{kind} src="{figures.data_uri(image, lossless=small)}" alt="">'
+    return f'<img{kind} src="{data_uri(image, lossless=small)}" alt="">'
 
 
-def sheets(title: str, sheets: list[tuple[str, np.ndarray]]) -> str:
-    """Mosaics side by side, each with its name."""
+def thumbnail(image: Image.Image) -> Image.Image:
+    """A copy of at most THUMBNAIL pixels a side."""
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
+
+
+def sheets(title: str, named: Sequence[tuple[str, Pixels]]) -> str:
+    """Mosaics of pictures (n, h, w, 3) side by side, each with its name."""
     pictures = "".join(
-        f'<figure><img class="sheet" src="{figures.data_uri(figures.mosaic(units, UNITS_A_ROW))}" alt="{title}, {name}">'
-        f"<figcaption>{name}</figcaption></figure>"
-        for name, units in sheets
+        f'<figure><img class="sheet" src="{data_uri(mosaic(units, UNITS_A_ROW))}" alt="{text(f"{title}, {name}")}">'
+        f"<figcaption>{text(name)}</figcaption></figure>"
+        for name, units in named
     )
-    return f'<h3>{html.escape(title)}</h3><div class="row">{pictures}</div>'
+    return f'<h3>{text(title)}</h3><div class="row">{pictures}</div>'
 
 
-def code(text: str) -> str:
-    """Text in the typewriter face."""
-    return f"<code>{html.escape(str(text))}</code>"
+def json_script(content: dict[str, Any], element_id: str) -> str:
+    """Data for the page's script; no text in it can end the element."""
+    inside = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{element_id}">{inside}</script>'
 
 
 def revision(origin: dict[str, Any]) -> str:

@@ -1,70 +1,162 @@
-"""results.json, predictions.csv and the pictures of a run."""
+"""results.json: what a run measured, on what, with what."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import platform
 import re
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from mixer_finetune import __version__
 from mixer_finetune.errors import UserError
-from mixer_finetune.evaluation.figures import confusion_matrix_figure, learning_curves_figure
-from mixer_finetune.evaluation.predictions import Evaluation
-from mixer_finetune.evaluation.rows import prediction_columns
-from mixer_finetune.files import write_text
+from mixer_finetune.evaluation.measures import calibration, intervals
+from mixer_finetune.evaluation.predictions import Predictions
+from mixer_finetune.runs import RunFolder
 
-# As people write them.
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
 METRIC_NAMES = {"accuracy": "top-1 accuracy", "top5_accuracy": "top-5 accuracy", "macro_f1": "macro-F1"}
 _VERSIONS_OF = ("torch", "torchvision", "lightning", "torchmetrics", "datasets", "huggingface_hub", "numpy")
 
 
-def collect_results(model: Any, data: Any, role: str | None) -> dict[str, Any]:
-    """What was measured, on what, with which versions.
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a run measured, on what, with what: the content of results.json.
+
+    Attributes:
+        metrics: On the evaluated split, by name; empty where nothing was evaluated.
+        split: Name of the evaluated split; None where there is none.
+        role: Of the evaluated split, "test" or "val"; None where there is none.
+        samples: Images that were evaluated.
+        split_samples: Images of the whole split.
+        train_samples: Images of the training split.
+        bad_images: What went wrong with images that could not be decoded.
+        classes: Names of the classes, in order.
+        task: "single_label".
+        monitor: The metric that tells better weights from worse ones.
+        dev: Metrics and loss on the dev split at the end of training; None where there is no dev split.
+        backbone: Where the weights came from: `source`, `weights`, `revision`, ...
+        preprocessing: As in timm's `pretrained_cfg`.
+        data: `source`, `revision` and `license` of the data set.
+        parameters: Of the whole model.
+        trained_parameters: Those that training changed.
+        device: What computed.
+        devices: How many of them.
+        precision: As Lightning calls it.
+        versions: Of Python and packages.
+        seconds: Of training, with evaluation in between, over all parts of a resumed run.
+        steps: Optimizer steps.
+        ended_by: What ended training: "schedule", "max_time", the name of a callback; None where it is not known.
+        time: Seconds that parts of the run took, and training images a second.
+        intervals: 95% intervals of the metrics.
+        calibration_error: Expected calibration error; None where nothing was evaluated.
+    """
+
+    metrics: dict[str, float]
+    split: str | None
+    role: str | None
+    samples: int
+    split_samples: int
+    train_samples: int
+    bad_images: list[str]
+    classes: list[str]
+    task: str = "single_label"
+    monitor: str = "accuracy"
+    dev: dict[str, float] | None = None
+    backbone: dict[str, Any]
+    preprocessing: dict[str, Any]
+    data: dict[str, Any]
+    parameters: int
+    trained_parameters: int
+    device: str
+    devices: int
+    precision: str
+    versions: dict[str, str]
+    seconds: float
+    steps: int
+    ended_by: str | None = None
+    time: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    calibration_error: float | None = None
+
+    @classmethod
+    def read(cls, run: RunFolder) -> Results:
+        """The results of a finished run.
+
+        Raises:
+            UserError: There are none, because the run did not finish, or they can't be read.
+        """
+        content = run.read_json(run.results_file)
+        if content is None:
+            raise UserError(f"{run} has no results.json: the run did not finish", advice=f"go on with {{resume}} {run}")
+        if "samples" in content:  # earlier files do not say how large the split is
+            content.setdefault("split_samples", content["samples"])
+        known = {item.name: content[item.name] for item in fields(cls) if item.name in content}
+        try:
+            found = cls(**known)
+            return replace(found, intervals={name: (low, high) for name, (low, high) in found.intervals.items()})
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{run.results_file} can't be read: {error}") from error
+
+    def write(self, run: RunFolder) -> None:
+        """Write results.json."""
+        run.write_json(run.results_file, asdict(self))
+
+    def with_intervals(self, predictions: Predictions) -> Results:
+        """The same with what the predictions add: intervals of the metrics, and the calibration error."""
+        rounded = {name: (round(low, 5), round(high, 5)) for name, (low, high) in intervals(predictions).items()}
+        return replace(self, intervals=rounded, calibration_error=round(calibration(predictions)[1], 5))
+
+    @property
+    def partial(self) -> bool:
+        """Whether only a part of the split was evaluated."""
+        return self.samples < self.split_samples
+
+    @property
+    def measured_on(self) -> str:
+        """How many images the metrics are of: "359", or "200 of 10,000"."""
+        return f"{self.samples:,} of {self.split_samples:,}" if self.partial else f"{self.samples:,}"
+
+
+def metric_name(name: str) -> str:
+    """A metric as people write it."""
+    return METRIC_NAMES.get(name, name.replace("_", " "))
+
+
+def metric_text(name: str, value: float) -> str:
+    """A metric's value as people write it: shares in percent, anything else as a number."""
+    return f"{value:.2%}" if name in METRIC_NAMES else f"{value:.4g}"
+
+
+def options_of(config: dict[str, Any], group: str) -> dict[str, Any]:
+    """The options of a group of a configuration, which may name a class of the user's own beside them.
 
     Args:
-        model: The MixerClassifier, after `trainer.test`.
-        data: The ImageDataModule.
-        role: Of the split that was tested; None where there is none.
+        config: Content of config.yaml.
+        group: "model" or "data".
     """
-    metrics, samples = {}, 0
-    if role is not None:
-        logged = model.trainer.callback_metrics
-        metrics = {key.removeprefix("test/"): float(value) for key, value in logged.items() if key.startswith("test/")}
-        samples = len(model.test_table)
+    options: dict[str, Any] = config.get(group) or {}
+    if "class_path" in options:
+        return dict(options.get("init_args") or {})
+    return dict(options)
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package, of Python and of the packages that results depend on."""
     return {
-        "metrics": metrics,
-        "split": data.splits[role].name if role else None,
-        "role": role,
-        "samples": samples,
-        "train_samples": len(data.splits["train"]) if "train" in data.splits else 0,
-        "bad_images": sorted(data.bad_images),
-        "classes": data.label_names,
-        "backbone": model.backbone.origin,
-        "preprocessing": model.backbone.preprocessing.to_pretrained_cfg(),
-        "data": {"source": data.source, "revision": data.revision, "license": data.license},
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "device": _device_name(model.trainer),
-        "devices": model.trainer.world_size,
-        "precision": str(model.trainer.precision),
-        "versions": {
-            "mixer_finetune": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in _VERSIONS_OF},
-        },
+        "mixer_finetune": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _VERSIONS_OF},
     }
 
 
-def _device_name(trainer: Any) -> str:
+def device_name(trainer: pl.Trainer) -> str:
     """What computed: a GPU's name, or the processor's and how many threads each process had."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
@@ -73,52 +165,7 @@ def _device_name(trainer: Any) -> str:
     with suppress(OSError):  # only Linux says it there
         if found := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
             model = found[1]
+    if device.type != "cpu":
+        return f"{device.type} ({model})"
     threads = torch.get_num_threads()
-    return f"{model}, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else f"{device.type} ({model})"
-
-
-def write_results(run: Path, results: dict[str, Any], model: Any, data: Any) -> None:
-    """Write results.json, predictions.csv and the pictures into the run folder; intervals are added to the results."""
-    learning_curves_figure(run / "metrics.csv", run / "learning_curves.png")
-    if model.test_table is not None:
-        title = f"{results['split']}: {results['metrics']['accuracy']:.2%} of {results['samples']:,} right"
-        split = data.splits[data.evaluation_role]
-        write_text(run / "predictions.csv", _predictions_csv(model.test_table.numpy(), split, data.label_names))
-        evaluation = Evaluation.read(run / "predictions.csv", data.label_names)
-        confusion_matrix_figure(evaluation.confusion, data.label_names, title, run / "confusion_matrix.png")
-        results["intervals"] = {name: [round(end, 5) for end in ends] for name, ends in evaluation.intervals().items()}
-        results["calibration_error"] = round(evaluation.calibration()[1], 5)
-    write_text(run / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_results(run: Path) -> dict[str, Any]:
-    """The results.json of a run folder.
-
-    Raises:
-        UserError: There is none, because the run did not finish, or it can't be read.
-    """
-    path = run / "results.json"
-    if not path.is_file():
-        raise UserError(f"{run} has no results.json: the run did not finish; go on with fit --resume {run}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} can't be read: {error}") from error
-
-
-def _predictions_csv(rows: np.ndarray, split: Any, names: list[str]) -> str:
-    """A line an image of the split, in its order: position, name, label, then the top labels with their probabilities."""
-    k = (rows.shape[1] - 2) // 2
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "file", "label", *prediction_columns(k)])
-    for row in rows[np.argsort(rows[:, 0])]:
-        index, label, top, probabilities = int(row[0]), int(row[1]), row[2 : 2 + k].astype(int), row[2 + k :]
-        cells = _prediction_cells(top, probabilities, names)
-        writer.writerow([index, split.image_name(index), names[label], *cells])
-    return text.getvalue()
-
-
-def _prediction_cells(top: Any, probabilities: Any, names: list[str]) -> list[str]:
-    """Cells of the k most probable labels: name and probability in turn."""
-    return [cell for i, p in zip(top, probabilities, strict=True) for cell in (names[int(i)], f"{float(p):.6f}")]
+    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,7 +1,7 @@
-"""Rows of predictions on their way to disk.
+"""Rows of `predict` on their way to disk.
 
-They go to `<output>.part`, an Arrow stream that is whole up to its last batch whenever the process dies, and become CSV, JSON
-lines or parquet at the end; a resumed predict goes on behind the last whole batch.
+They go to `<output>.part`, an Arrow stream that can be read up to its last whole batch whenever the process dies, and
+become CSV, JSON lines or parquet at the end. A resumed predict goes on behind the last whole batch.
 """
 
 from __future__ import annotations
@@ -16,18 +16,12 @@ from pyarrow import csv, parquet
 
 from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
+from mixer_finetune.evaluation.predictions import prediction_columns
 from mixer_finetune.files import write_atomically
-
-OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
-
-
-def prediction_columns(k: int) -> list[str]:
-    """Column names of the k most probable labels."""
-    return [name for i in range(1, k + 1) for name in (f"label_{i}", f"probability_{i}")]
 
 
 def row_schema(k: int, features: bool, computed_by: str) -> pa.Schema:
-    """File, the k most probable labels with their probabilities, what went wrong, and the pre-logits where asked for.
+    """Columns: file, the k most probable labels with their probabilities, what went wrong, and pre-logits if wanted.
 
     Args:
         k: Labels a row.
@@ -41,13 +35,16 @@ def row_schema(k: int, features: bool, computed_by: str) -> pa.Schema:
 
 
 def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> int:
-    """Make the stream ready to be appended to; returns how many images are in it already.
+    """Make the stream ready to be appended to.
 
     Args:
-        part: The stream.
+        part: File of the stream.
         schema: Of its rows.
-        images: What it is about.
+        images: All that are to be classified.
         resume: Whether to go on with what is there.
+
+    Returns:
+        How many images are in it already.
 
     Raises:
         UserError: There is no stream to go on with, or it is of other images or options.
@@ -55,11 +52,11 @@ def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> in
     head = schema.serialize().to_pybytes()
     if not resume:
         if part.exists() and part.stat().st_size > len(head):
-            raise UserError(f"{part} is what an interrupted predict left: go on with --resume, or remove it")
+            raise UserError(f"{part} is what an interrupted predict left", advice="go on with {resume}, or remove it")
         part.write_bytes(head)
         return 0
     if not part.is_file():
-        raise UserError(f"there is no {part} to go on with; leave out --resume")
+        raise UserError(f"there is no {part} to go on with", advice="leave out {resume}")
     names: list[str] = []
     with open(part, "rb") as file:
         try:
@@ -75,14 +72,22 @@ def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> in
         part.write_bytes(head)
         return 0
     if not same or len(names) > len(images) or any(images.image_name(i) != name for i, name in enumerate(names)):
-        raise UserError(f"{part} is of other images, options or another model; remove it to begin anew")
+        raise UserError(f"{part} is of other images, options or another model", advice="remove it to begin anew")
     with open(part, "rb+") as file:
         file.truncate(whole)
     return len(names)
 
 
 def finish_rows(part: Path, target: Path) -> list[str]:
-    """Turn the stream into the output, whole or not at all; returns what went wrong with images."""
+    """Turn the stream into the output, whole or not at all, and remove it.
+
+    Args:
+        part: File of the stream.
+        target: A .csv, .jsonl or .parquet file.
+
+    Returns:
+        What went wrong with images, a line for each.
+    """
     problems: list[str] = []
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -1,28 +1,31 @@
-"""The model card: what a run's model is for, how to use it, how good it is and where it fails, written from the run."""
+"""The model card: what a model is for, how to use it, how good it is and where it fails, written from its run."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from mixer_finetune import __version__
 from mixer_finetune.backbones.backbone import Backbone
-from mixer_finetune.backbones.families import VARIANTS
+from mixer_finetune.backbones.families import BUNDLED, VARIANTS
 from mixer_finetune.backbones.folder import beyond_timm
-from mixer_finetune.backbones.load import BUNDLED, load_backbone
+from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.data.sources import BUNDLED as BUNDLED_DATA
-from mixer_finetune.evaluation.predictions import Evaluation
-from mixer_finetune.evaluation.results import METRIC_NAMES, read_results
-from mixer_finetune.runs import read_run_config
+from mixer_finetune.evaluation.measures import ConfusionMatrix, class_figures, most_confused
+from mixer_finetune.evaluation.predictions import Predictions
+from mixer_finetune.evaluation.results import METRIC_NAMES, Results, metric_name, metric_text, options_of
+from mixer_finetune.runs import RunFolder
 
 MOST_LISTED_CLASSES = 50
 WORST_CLASSES, WORST_PAIRS = 5, 5
+# What begins something in Markdown. Inside a word an underscore begins nothing, and a colon only before slashes.
+_SPECIAL = re.compile(r"[\\`*\[\]<>&|~$#@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 _CITATION = """```bibtex
 @article{tolstikhin2021mixer,
   title={MLP-Mixer: An all-MLP Architecture for Vision},
-  author={Tolstikhin, Ilya and Houlsby, Neil and Kolesnikov, Alexander and Beyer, Lucas and Zhai, Xiaohua and Unterthiner,
-    Thomas and Yung, Jessica and Steiner, Andreas and Keysers, Daniel and Uszkoreit, Jakob and Lucic, Mario and
-    Dosovitskiy, Alexey},
+  author={Tolstikhin, Ilya and Houlsby, Neil and Kolesnikov, Alexander and Beyer, Lucas and Zhai, Xiaohua and
+    Unterthiner, Thomas and Yung, Jessica and Steiner, Andreas and Keysers, Daniel and Uszkoreit, Jakob and
+    Lucic, Mario and Dosovitskiy, Alexey},
   journal={arXiv preprint arXiv:2105.01601},
   year={2021}
 }
@@ -30,56 +33,80 @@ _CITATION = """```bibtex
 
 
 def public_name(source: str, revision: str | None) -> str:
-    """What to call a data set or backbone in public: its name if it is bundled or the Hub's, else the last part of a path."""
+    """The name of a data set or backbone in public: its own if it is bundled or on the Hub, else a path's last part."""
     if revision or source in (*BUNDLED, *BUNDLED_DATA, *VARIANTS):
         return source
     return Path(source.partition("?")[0]).name
 
 
-def model_card(run: Path, repo_id: str | None = None) -> str:
+def partial_note(results: Results) -> str | None:
+    """That only a part of the split was measured, in words; None where all of it was."""
+    return f"measured on {results.measured_on} images of the split" if results.partial else None
+
+
+def markdown(text: str) -> str:
+    """A text as Markdown that shows it as it is, in a paragraph or a table: no tags, links, pictures or formulas."""
+    return _SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def markdown_code(text: str) -> str:
+    """A text in the typewriter face as Markdown; not for tables, whose cells end at `|` in it, too."""
+    line = " ".join(text.split())
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
+
+
+def model_card(run: RunFolder, repo_id: str | None = None, *, backbone: Backbone | None = None) -> str:
     """The card of a run's model as Markdown, with the metadata that the Hub reads.
 
     Args:
-        run: Run folder of a finished fit.
+        run: A finished run.
         repo_id: Where the model will be, if that is known.
+        backbone: As in the run's model folder, where it is loaded already.
 
     Raises:
-        UserError: Not a run folder, or the run did not finish.
+        UserError: The run did not finish.
     """
-    config, results = read_run_config(run), read_results(run)
-    backbone = load_backbone(run / "model")
-    evaluation = Evaluation.read(run / "predictions.csv", results["classes"]) if results["metrics"] else None
-    data_name = public_name(results["data"]["source"], results["data"]["revision"])
+    config, results = run.read_config(), Results.read(run)
+    backbone = backbone or load_backbone(run.model)
+    data_name = public_name(results.data["source"], results.data["revision"])
     title = repo_id.split("/")[-1] if repo_id else f"{backbone.architecture} on {data_name}"
     parts = [
         f"---\n{_metadata(results, backbone, title, data_name)}\n---",
-        f"# {title}",
+        f"# {markdown(title)}",
         _purpose(results, backbone, data_name),
         "## Use\n\n" + _usage(backbone, repo_id or "user/name"),
     ]
-    if evaluation:
-        parts += ["## Results\n\n" + _results(results, evaluation), "## Limitations\n\n" + _limitations(results, evaluation)]
+    if results.metrics:
+        predictions = Predictions.read(run.predictions_file, results.classes)
+        matrix = ConfusionMatrix.of(predictions)
+        parts += [
+            "## Results\n\n" + _results(results, matrix),
+            "## Limitations\n\n" + _limitations(results, predictions, matrix),
+        ]
     parts += ["## Training\n\n" + _training(config, results, data_name), "## Citation\n\n" + _CITATION]
     return "\n\n".join(parts) + "\n"
 
 
-def _metadata(results: dict[str, Any], backbone: Backbone, title: str, data_name: str) -> str:
+def _metadata(results: Results, backbone: Backbone, title: str, data_name: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    start, data, portable = results["backbone"], results["data"], not beyond_timm(backbone)
+    start, data, portable = results.backbone, results.data, not beyond_timm(backbone)
+    measured = f"{data_name} ({results.measured_on} images)" if results.partial else data_name
     metrics = [
         EvalResult(
             task_type="image-classification",
             task_name="Image classification",
             dataset_type=data_name,
-            dataset_name=data_name,
+            dataset_name=measured,
             dataset_revision=data["revision"],
-            dataset_split=results["split"],
+            dataset_split=results.split,
             metric_type="f1" if name == "macro_f1" else "accuracy",
             metric_name=METRIC_NAMES[name],
             metric_value=round(value, 5),
         )
-        for name, value in results["metrics"].items()
+        for name, value in results.metrics.items()
+        if name in METRIC_NAMES
     ]
     card = ModelCardData(
         library_name="timm" if portable else "mixer_finetune",
@@ -91,15 +118,15 @@ def _metadata(results: dict[str, Any], backbone: Backbone, title: str, data_name
         model_name=title,
         eval_results=metrics or None,
     )
-    return card.to_yaml()
+    return str(card.to_yaml())
 
 
-def _purpose(results: dict[str, Any], backbone: Backbone, data_name: str) -> str:
-    names = results["classes"]
-    listed = ", ".join(_cell(name) for name in names[:MOST_LISTED_CLASSES])
+def _purpose(results: Results, backbone: Backbone, data_name: str) -> str:
+    names = results.classes
+    listed = ", ".join(markdown(name) for name in names[:MOST_LISTED_CLASSES])
     if names[MOST_LISTED_CLASSES:]:
         listed += f" and {len(names) - MOST_LISTED_CLASSES} more (see `config.json`)"
-    (height, width), start = backbone.image_size, results["backbone"]
+    (height, width), start = backbone.image_size, results.backbone
     if start["weights"] == "fresh":
         weights = "trained from scratch"
     else:
@@ -107,24 +134,27 @@ def _purpose(results: dict[str, Any], backbone: Backbone, data_name: str) -> str
         weights = f"fine-tuned from {_linked(source, start.get('revision'), '')}"
         if resized := start.get("resized"):
             weights += f" (resized from {resized['from'][0]} x {resized['from'][1]} px by `{resized['method']}`)"
+    data = _linked(data_name, results.data["revision"], "datasets/")
     return (
         f"Classifies images into {len(names)} classes: {listed}.\n\n"
-        f"It is a `{backbone.architecture}` for {height} x {width} px with {results['parameters']:,} parameters, {weights}, "
-        f"trained on {_linked(data_name, results['data']['revision'], 'datasets/')} by mixer_finetune."
+        f"It is a `{backbone.architecture}` for {height} x {width} px with {results.parameters:,} parameters, "
+        f"{weights}, trained on {data} by mixer_finetune."
     )
 
 
 def _linked(name: str, revision: str | None, prefix: str) -> str:
     if not revision:
-        return f"`{name}`"
-    return f"[{name}](https://huggingface.co/{prefix}{name.partition(':')[0]}) at commit `{revision[:12]}`"
+        return markdown_code(name)
+    place = f"https://huggingface.co/{prefix}{name.partition(':')[0]}"
+    return f"[{markdown(name)}]({place}) at commit `{revision[:12]}`"
 
 
 def _usage(backbone: Backbone, repo_id: str) -> str:
     own = (
         "```python\n"
         "from mixer_finetune import load_backbone\n\n"
-        f'model = load_backbone("{repo_id}").eval()  # images (B, 3, H, W) normalised as model.preprocessing says, to logits\n'
+        "# Images (B, 3, H, W), normalised as model.preprocessing says, to logits.\n"
+        f'model = load_backbone("{repo_id}").eval()\n'
         "print(model.preprocessing, model.label_names)\n"
         "```\n\n"
         f"or, from the command line: `mixer-finetune predict {repo_id} FOLDER`."
@@ -142,73 +172,116 @@ def _usage(backbone: Backbone, repo_id: str) -> str:
     )  # fmt: skip
 
 
-def _results(results: dict[str, Any], evaluation: Evaluation) -> str:
-    lines = [f"On the {results['samples']:,} images of split `{results['split']}`:", "", "| | | 95% interval |", "|-|-|-|"]
-    for name, value in results["metrics"].items():
-        low, high = results["intervals"][name]
-        lines.append(f"| {METRIC_NAMES[name]} | {value:.2%} | {low:.2%} to {high:.2%} |")
-    lines.append(f"| expected calibration error | {results['calibration_error']:.2%} | |")
+def _results(results: Results, matrix: ConfusionMatrix) -> str:
+    the = "" if results.partial else "the "
+    lines = [
+        f"On {the}{results.measured_on} images of split {markdown_code(str(results.split))}:",
+        "",
+        "| | | 95% interval |",
+        "|-|-|-|",
+    ]
+    for name, value in results.metrics.items():
+        low, high = results.intervals.get(name, (None, None))
+        interval = "" if low is None else f"{low:.2%} to {high:.2%}"
+        lines.append(f"| {markdown(metric_name(name))} | {metric_text(name, value)} | {interval} |")
+    if results.calibration_error is not None:
+        lines.append(f"| expected calibration error | {results.calibration_error:.2%} | |")
     lines += ["", "![Confusion matrix](confusion_matrix.png)", "", "![Learning curves](learning_curves.png)", ""]
-    classes = evaluation.classes()
-    shown = classes
-    if len(classes) > MOST_LISTED_CLASSES:
-        shown = sorted(classes, key=lambda figure: figure.f1)[:MOST_LISTED_CLASSES]
+    shown = [(c, c.recall) for c in class_figures(matrix, results.classes) if c.recall is not None]
+    if missing := matrix.without_images:
+        lines += [f"{missing:,} of {matrix.classes:,} classes have no image in the split and are left out.", ""]
+    if len(shown) > MOST_LISTED_CLASSES:
+        shown = sorted(shown, key=lambda pair: pair[0].f1)[:MOST_LISTED_CLASSES]
         lines += [f"The {len(shown)} classes with the lowest F1:", ""]
     lines += ["| class | images | recall | precision | F1 |", "|-|-|-|-|-|"]
-    lines += [f"| {_cell(c.name)} | {c.images} | {c.recall:.1%} | {c.precision:.1%} | {c.f1:.1%} |" for c in shown]
+    for c, recall in shown:
+        lines.append(f"| {markdown(c.name)} | {c.images} | {recall:.1%} | {c.precision:.1%} | {c.f1:.1%} |")
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-
-
-def _limitations(results: dict[str, Any], evaluation: Evaluation) -> str:
-    missed = (c for c in evaluation.classes() if c.images and c.recall < 1)
-    worst = sorted(missed, key=lambda c: c.recall)[:WORST_CLASSES]
-    told = ", ".join(f"{_cell(c.name)} ({c.recall:.0%} of {c.images})" for c in worst)
-    lines = [f"- Lowest recall: {told}." if worst else "- Every image of the split was classified rightly."]
-    if results["role"] != "test":
-        lines.append("- There was no test split: the results are of the dev split, which choices may have been made on.")
-    names = evaluation.names
-    if pairs := evaluation.confusions(WORST_PAIRS):
-        told = ", ".join(f"{_cell(names[p.true])} called {_cell(names[p.predicted])} ({p.images})" for p in pairs)
+def _limitations(results: Results, predictions: Predictions, matrix: ConfusionMatrix) -> str:
+    names, lines = results.classes, []
+    if note := partial_note(results):
+        lines.append(f"- {note.capitalize()}.")
+    recalls = [(c.recall, c) for c in class_figures(matrix, names) if c.recall is not None and c.recall < 1]
+    worst = sorted(recalls, key=lambda pair: pair[0])[:WORST_CLASSES]
+    told = ", ".join(f"{markdown(c.name)} ({recall:.0%} of {c.images})" for recall, c in worst)
+    lines.append(f"- Lowest recall: {told}." if worst else "- Every image of the split was classified rightly.")
+    if results.role != "test":
+        lines.append(
+            "- There was no test split: the results are of the dev split, which choices may have been made on."
+        )
+    if pairs := most_confused(matrix, WORST_PAIRS):
+        told = ", ".join(f"{markdown(names[p.true])} called {markdown(names[p.predicted])} ({p.images})" for p in pairs)
         lines.append(f"- Most frequent confusions: {told}.")
-    confidence, accuracy = evaluation.probabilities[:, 0].mean(), evaluation.right.mean()
+    confidence, accuracy = predictions.confidence.mean(), predictions.right.mean()
     tendency = "over" if confidence > accuracy else "under"
     lines.append(
         f"- Calibration: mean confidence {confidence:.1%} at an accuracy of {accuracy:.1%} ({tendency}confident by "
         f"{abs(confidence - accuracy):.1%}); confidences are not corrected."
     )
     lines.append(
-        f"- Measured on images of the same source as the training images; on others expect less. It names one of its "
+        "- Measured on images of the same source as the training images; on others expect less. It names one of its "
         f"{len(names)} classes whatever it is shown."
     )
-    if results["bad_images"]:
-        lines.append(f"- {len(results['bad_images'])} images could not be decoded and were left out.")
+    if results.bad_images:
+        lines.append(f"- {len(results.bad_images)} images could not be decoded and were left out.")
     return "\n".join(lines)
 
 
-def _training(config: dict[str, Any], results: dict[str, Any], data_name: str) -> str:
-    model, data = config["model"], config["data"]
+def _training(config: dict[str, Any], results: Results, data_name: str) -> str:
+    model, data = options_of(config, "model"), options_of(config, "data")
+    revision = results.data["revision"]
+    ended = "" if results.ended_by in (None, "schedule") else f", ended by {results.ended_by}"
     rows = {
-        "data": f"{data_name}, {results['train_samples']:,} training images"
-        + (f", commit `{results['data']['revision']}`" if results["data"]["revision"] else "")
-        + f", licence: {results['data']['license'] or 'not stated'}",
-        "trained": "the head alone" if model["freeze_backbone"] else "all parameters",
-        "optimizer": f"{model['optimizer']}, learning rate {model['lr']}, weight decay {model['weight_decay']}, "
-        f"{model['warmup_steps']} warm-up steps, then cosine",
-        "batch": f"{data['batch_size']}, over all devices",
-        "steps": f"{results['steps']:,}",
-        "augmentation": f"crops of {data['crop_area'][0]:g} to {data['crop_area'][1]:g} of the area"
-        + "".join(f", {name} {data[name]}" for name in ("rotation", "color_jitter", "random_erasing") if data[name])
-        + (", mirrored" if data["flip"] else ""),
-        "regularisation": f"label smoothing {model['label_smoothing']}, drop path {model['drop_path']}",
-        "hardware": f"{results['devices']} x {results['device']}, precision {results['precision']}",
-        "time": f"{results['seconds']:,.0f} s; energy was not measured",
-        "software": f"mixer_finetune {__version__}, torch {results['versions']['torch']}",
+        "data": f"{data_name}, {results.train_samples:,} training images{f', commit {revision}' if revision else ''}, "
+        f"licence: {results.data['license'] or 'not stated'}",
+        "trained": "the head alone" if model.get("freeze_backbone") else "all parameters",
+        "optimizer": _optimizer(model),
+        "batch": f"{data['batch_size']}, over all devices" if "batch_size" in data else None,
+        "steps": f"{results.steps:,}{ended}",
+        "augmentation": _augmentation(data),
+        "regularisation": ", ".join(
+            f"{name.replace('_', ' ')} {model.get(name, 0.0)}" for name in ("label_smoothing", "drop_path")
+        ),
+        "hardware": f"{results.devices} x {results.device}, precision {results.precision}",
+        "time": f"{results.seconds:,.0f} s; energy was not measured",
+        "software": f"mixer_finetune {results.versions['mixer_finetune']}, torch {results.versions['torch']}",
     }
-    table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+    table = "\n".join(f"| {name} | {markdown(text)} |" for name, text in rows.items() if text)
     return (
-        f"| | |\n|-|-|\n{table}\n\n`config.yaml` holds every option: `mixer-finetune fit --config config.yaml` repeats the run."
+        f"| | |\n|-|-|\n{table}\n\n"
+        "`config.yaml` holds every option: `mixer-finetune fit --config config.yaml` repeats the run."
+    )
+
+
+def _optimizer(model: dict[str, Any]) -> str | None:
+    """Optimizer and schedule in words; None where a class of the user's own has no such options."""
+    optimizer, scheduler = model.get("optimizer"), model.get("lr_scheduler")
+    if optimizer is None:
+        return None
+    if isinstance(optimizer, str):
+        labels = {"lr": "learning rate", "weight_decay": "weight decay"}
+        text = ", ".join([optimizer, *(f"{label} {model[name]}" for name, label in labels.items() if name in model)])
+    else:
+        text = _class_in_words(optimizer)
+    if scheduler:
+        return f"{text}; {_class_in_words(scheduler)}"
+    return f"{text}, {model.get('warmup_steps', 0)} warm-up steps, then cosine"
+
+
+def _class_in_words(given: dict[str, Any]) -> str:
+    """A class and its options, as config.yaml holds them: "Adam (lr 0.001)"."""
+    name = given["class_path"].rpartition(".")[2]
+    options = ", ".join(f"{key} {value}" for key, value in (given.get("init_args") or {}).items())
+    return f"{name} ({options})" if options else name
+
+
+def _augmentation(data: dict[str, Any]) -> str | None:
+    if "crop_area" not in data:
+        return None
+    low, high = data["crop_area"]
+    amounts = [f"{name} {data[name]}" for name in ("rotation", "color_jitter", "random_erasing") if data.get(name)]
+    return ", ".join(
+        [f"crops of {low:g} to {high:g} of the area", *amounts, *(["mirrored"] if data.get("flip") else [])]
     )

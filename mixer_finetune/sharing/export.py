@@ -1,4 +1,4 @@
-"""export: a run's model for other runtimes, with pre-processing and label names, compared with the model it comes from."""
+"""export: a run's model for other runtimes, with pre-processing and label names, compared with the model itself."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from mixer_finetune.backbones.backbone import Backbone
-from mixer_finetune.backbones.folder import model_config, save_model_folder
-from mixer_finetune.backbones.foreign import OWN_KEY
+from mixer_finetune.backbones.folder import OWN_KEY, model_config, save_model_folder
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.errors import UserError
+from mixer_finetune.evaluation.splits import open_data
 from mixer_finetune.files import write_atomically
-from mixer_finetune.runs import read_run_config
+from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card import public_name
 
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model"}
@@ -35,12 +35,15 @@ Logits = Callable[[Tensor], Tensor]
 _DYNAMIC_BATCH: dict[str, Any] = {"images": {0: torch.export.Dim.DYNAMIC}}
 
 
-def export(run: Path, format: str, output: Path | None = None, dtype: str = "float32", quantize: str | None = None) -> str:
+def export(
+    run: RunFolder, format: str, output: Path | None = None, dtype: str = "float32", quantize: str | None = None
+) -> str:
     """Write a run's model in another format.
 
     Args:
-        run: Run folder of a finished fit.
-        format: "onnx" (dynamic batch), "torch-export" (an ExportedProgram, dynamic batch) or "safetensors" (a model folder).
+        run: A finished run.
+        format: "onnx" (dynamic batch), "torch-export" (an ExportedProgram, dynamic batch) or "safetensors" (a model
+            folder).
         output: File, or folder for safetensors; RUN/export/... when None.
         dtype: Of the weights: "float32", or for safetensors "bfloat16" or "float16".
         quantize: "int8" for 8-bit weights (onnx), measured on the dev split.
@@ -49,59 +52,75 @@ def export(run: Path, format: str, output: Path | None = None, dtype: str = "flo
         What was written and how far it is from the model, in lines for the user.
 
     Raises:
-        UserError: An option is out of range, a package is missing, or the export differs too much; nothing is left then.
+        UserError: An option is out of range, a package is missing, or the export differs too much: nothing is left.
     """
-    if format not in FORMATS:
-        raise UserError(f"--format must be {', '.join(FORMATS)}, got '{format}'")
-    if dtype not in DTYPES or (dtype != "float32" and format != "safetensors"):
-        raise UserError(f"--dtype must be float32, or with --format safetensors bfloat16 or float16, got {dtype} for {format}")
-    if quantize not in (None, "int8") or (quantize and format != "onnx"):
-        raise UserError(f"--quantize must be int8, with --format onnx, got {quantize} for {format}")
-    config = read_run_config(run)
-    backbone = load_backbone(run / "model").eval()
+    _check(format, dtype, quantize)
+    config = run.read_config()
+    backbone = load_backbone(run.model).eval()
     backbone.origin = _start(run)
-    target = output or run / "export" / FORMATS[format]
-    if quantize and output is None:
-        target = target.with_name("model_int8.onnx")
-    if format == "safetensors" and (target.is_file() or (target / "model.safetensors").is_file()):
-        raise UserError(f"{target} exists already; choose another --output or remove it")
-    if target.is_dir() and format != "safetensors":
-        raise UserError(f"--output {target} is a folder; {format} is one file")
+    target = _target(run, format, output, quantize)
     notes: list[str] = []
 
     def write(path: Path) -> None:
-        load = _WRITERS[format](backbone, path, dtype)
-        difference = _difference(backbone, load)
+        logits = _WRITERS[format](backbone, path, dtype)
+        difference = _difference(backbone, logits)
         if difference > LARGEST_DIFFERENCE[dtype]:
-            raise UserError(f"the export's probabilities differ by {difference:.1e} from the model's: it was not written")
+            raise UserError(
+                f"the export's probabilities differ by {difference:.1e} from the model's: it was not written"
+            )
         if quantize:
-            notes.append(_quantized(path, load, config, backbone))
+            notes.append(_quantized(path, logits, config, backbone))
         else:
             notes.append(f"largest difference of a probability from the model's: {difference:.1e}")
 
     if format == "safetensors":
-        with tempfile.TemporaryDirectory(dir=_parent(target)) as folder:
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             write(Path(folder) / "model")
             shutil.move(str(Path(folder) / "model"), target)
     else:
-        _parent(target)
         write_atomically(target, write)
     size = sum(file.stat().st_size for file in target.rglob("*")) if target.is_dir() else target.stat().st_size
     return "\n".join([f"wrote {target} ({size / 1e6:,.1f} MB)", *notes])
 
 
-def _start(run: Path) -> dict[str, Any]:
-    """Where the run's weights came from, without the places of this machine."""
-    origin = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))[OWN_KEY]["backbone"]
-    return {**origin, "source": public_name(origin["source"], origin.get("revision"))}
+def _check(format: str, dtype: str, quantize: str | None) -> None:
+    """Refuse options that do not go together."""
+    if format not in FORMATS:
+        raise UserError(f"unknown format '{format}'", option="format", choices=" or ".join(FORMATS))
+    if dtype not in DTYPES:
+        raise UserError(f"unknown number format '{dtype}'", option="dtype", choices=" or ".join(DTYPES))
+    if dtype != "float32" and format != "safetensors":
+        raise UserError(f"{format} takes float32 weights alone, got {dtype}", option="dtype", choices="float32")
+    if quantize not in (None, "int8"):
+        raise UserError(f"unknown quantization '{quantize}'", option="quantize", choices="int8")
+    if quantize and format != "onnx":
+        raise UserError(f"{format} can't be quantized", option="format", choices="onnx")
 
 
-def _parent(target: Path) -> Path:
+def _target(run: RunFolder, format: str, output: Path | None, quantize: str | None) -> Path:
+    """Where to write, in a folder that exists.
+
+    Raises:
+        UserError: It can't be written there, or something is there that would be lost.
+    """
+    target = output or run.exports / FORMATS[format]
+    if quantize and output is None:
+        target = target.with_name("model_int8.onnx")
+    if format == "safetensors" and (target.is_file() or (target / "model.safetensors").is_file()):
+        raise UserError(f"{target} exists already", advice="remove it, or choose another {output}")
+    if target.is_dir() and format != "safetensors":
+        raise UserError(f"{target} is a folder, and {format} is one file", option="output")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {target} can't be written ({error.strerror})") from error
-    return target.parent
+        raise UserError(f"{target} can't be written ({error.strerror})", option="output") from error
+    return target
+
+
+def _start(run: RunFolder) -> dict[str, Any]:
+    """Where the run's weights came from, without the places of this machine."""
+    origin = json.loads((run.model / "config.json").read_text(encoding="utf-8"))[OWN_KEY]["backbone"]
+    return {**origin, "source": public_name(origin["source"], origin.get("revision"))}
 
 
 def _metadata(backbone: Backbone) -> dict[str, str]:
@@ -135,7 +154,9 @@ def _write_onnx(backbone: Backbone, path: Path, dtype: str) -> Logits:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--format onnx needs the package {error.name}: pip install 'mixer_finetune[export]'") from error
+        raise UserError(
+            f"onnx needs the package {error.name}", advice="install it with: pip install 'mixer_finetune[export]'"
+        ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         program = torch.onnx.export(
@@ -189,29 +210,38 @@ def _quantized(path: Path, exact: Logits, config: dict[str, Any], backbone: Back
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     metadata = list(onnx.load(str(path)).metadata_props)
-    logging.getLogger().addFilter(quiet := lambda record: "pre-processing before quantization" not in record.getMessage())
-    quantize_dynamic(str(path), str(path), weight_type=QuantType.QInt8, per_channel=True)
-    logging.getLogger().removeFilter(quiet)
+    logging.getLogger().addFilter(_no_advice)
+    try:
+        quantize_dynamic(str(path), str(path), weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        logging.getLogger().removeFilter(_no_advice)
     model = onnx.load(str(path))
     if not model.metadata_props:
         model.metadata_props.extend(metadata)
         onnx.save(model, str(path))
-    data = ImageDataModule(**config["data"], seed=config["seed_everything"])
+    data = open_data(config)
     data.preprocessing = backbone.preprocessing
     role = "val" if "val" in data.splits else data.evaluation_role
     if role is None:
-        raise UserError("--quantize int8 needs a dev or test split to measure its accuracy on; the run's data has none")
+        raise UserError(
+            "int8 is measured on a dev or test split, and the run's data has none", advice="leave {quantize} out"
+        )
     labels, exactly, roughly = _probabilities(data, role, exact, _onnx_logits(path))
     before, after = (float((found.argmax(-1) == labels).float().mean()) for found in (exactly, roughly))
     same = float((exactly.argmax(-1) == roughly.argmax(-1)).float().mean())
     split = data.splits[role]
     figures = (
-        f"on {len(split):,} images of split {split.name}: accuracy of int8 {after:.2%}, of float32 {before:.2%}; one label "
-        f"in both for {same:.2%}, largest difference of a probability {(exactly - roughly).abs().max():.2f}"
+        f"on {len(split):,} images of split {split.name}: accuracy of int8 {after:.2%}, of float32 {before:.2%}; "
+        f"the same label in both for {same:.2%}, largest difference of a probability "
+        f"{(exactly - roughly).abs().max():.2f}"
     )
     if before - after > LARGEST_LOSS:
         raise UserError(f"int8 loses too much, so it was not written: {figures} (at most {LARGEST_LOSS:.0%} less)")
     return figures
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    return "pre-processing before quantization" not in record.getMessage()
 
 
 @torch.inference_mode()

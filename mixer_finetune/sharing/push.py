@@ -1,150 +1,116 @@
-"""push: a run's model on the Hugging Face Hub, as one commit that is never doubled and never overwrites another's.
-
-The client leaves a commit alone when its reply is lost, or repeats it; here the parent is pinned, and before anything is tried
-again the branch's head is compared with what was sent.
-"""
+"""push: a run's model on the Hugging Face Hub, as one commit; `hub.commit` says how it is made only once."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import re
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mixer_finetune.engine.options import as_yaml
+from mixer_finetune.backbones.folder import OWN_KEY
 from mixer_finetune.errors import UserError
-from mixer_finetune.evaluation.results import read_results
-from mixer_finetune.files import write_text
-from mixer_finetune.hub.read import hub_errors, is_repo_id
-from mixer_finetune.hub.retry import ATTEMPTS, FIRST_WAIT, causes, is_transient, reason, retried
-from mixer_finetune.runs import read_run_config
-from mixer_finetune.sharing.card import model_card, public_name
+from mixer_finetune.evaluation.results import Results
+from mixer_finetune.hub.commit import (
+    BranchMovedError,
+    Snapshot,
+    check_access,
+    check_name,
+    commit_files,
+    create_branch,
+    hashes_of,
+    snapshot,
+)
+from mixer_finetune.runs import RunFolder
+from mixer_finetune.sharing.card import model_card, partial_note, public_name
 
-PICTURES = ("learning_curves.png", "confusion_matrix.png")
-# Where a run keeps which commit it pushed last.
-RECORD = "push.json"
-# What the Hub itself puts into a new repository.
-_OF_THE_HUB = frozenset((".gitattributes",))
-# A new repository's first commit shows a moment later on a busy Hub; a lost reply's may, too.
-SETTLE_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who pushes where.
-
-    Attributes:
-        repo_id: `user/name`.
-        token: Of the user; in no message.
-    """
-
-    repo_id: str
-    token: str = field(repr=False)
-
-    @property
-    def api(self) -> Any:
-        """The client."""
-        from huggingface_hub import HfApi
-
-        return HfApi(token=self.token)
+# A local path in a text: /a, ~/a, ~me/a, ./a, ../a, file:///a, C:\a, \\server\a. No slash of https://a/b or of
+# val/loss.
+_LOCAL_PATH = re.compile(
+    r"""(?:file:/*|(?<![\w./\\~])(?:~[\w.-]*[/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|/(?=[^\s/])|(?<!:)/{2,}))"""
+    r"""[^'",;|<>()\[\]{}\n]*"""
+)
+# A word with a slash in it, which is a relative path if there is something at that place.
+_SLASHED = re.compile(r"""[^\s'",;|<>()\[\]{}=:]+[/\\][^\s'",;|<>()\[\]{}=:]+""")
+# Options of the trainer whose values are objects of the user's own, which may hold addresses and keys.
+_PRIVATE = dict.fromkeys(("logger", "callbacks", "plugins"))
 
 
-def check_access(repo_id: str, create_pr: bool = False) -> Access:
-    """Make sure, before anything is uploaded or trained, that a push can succeed.
-
-    Args:
-        repo_id: `user/name`.
-        create_pr: Whether it is only to open a pull request, which may be on another's repository.
-
-    Raises:
-        UserError: The name is not a repository's, there is no token, it may not write, or the name belongs to someone else.
-    """
-    from huggingface_hub import constants, errors, get_token
-
-    _check_name(repo_id)
-    if constants.HF_HUB_OFFLINE:
-        raise UserError("offline mode is on (HF_HUB_OFFLINE): unset it to push")
-    token = get_token()
-    if not token:
-        raise UserError("pushing needs a token that may write: set HF_TOKEN, or log in with: hf auth login")
-    access = Access(repo_id, token)
-    with _pushing(repo_id):
-        try:
-            who = retried(lambda: access.api.whoami(cache=False))
-        except errors.HfHubHTTPError as error:
-            if error.response.status_code == 401:
-                raise UserError(
-                    "the Hub does not know the token in HF_TOKEN: make one that may write, at its settings"
-                ) from None
-            raise
-    if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise UserError("the token may only read: make one that may write, at the Hub's settings, and set HF_TOKEN")
-    owner = repo_id.split("/")[0]
-    names = [who["name"], *(organisation["name"] for organisation in who.get("orgs", ()))]
-    if not create_pr and owner not in names:
-        raise UserError(f"the token of {who['name']} can't write to {owner}/: push to {' or '.join(f'{n}/...' for n in names)}")
-    return access
-
-
-def _check_name(repo_id: str) -> None:
-    from huggingface_hub import errors
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo_id)
-    except errors.HFValidationError as error:
-        raise UserError(f"'{repo_id}' can't be a repository's name: {str(error).splitlines()[0]}") from error
-    if not is_repo_id(repo_id):
-        raise UserError(f"'{repo_id}' can't be a repository's name: expected user/name")
-
-
-def contents(run: Path, repo_id: str) -> dict[str, bytes | Path]:
+def contents(run: RunFolder, repo_id: str) -> dict[str, bytes | Path]:
     """What a push sends: path in the repository to content, or the file that holds it.
 
-    Local paths are cut to their last part. Checkpoints stay here, and so do predictions and report, which name and show the
-    user's own images.
+    Local paths are cut to their last part. Checkpoints stay here, and so do predictions and report, which name and show
+    the user's own images.
 
     Raises:
-        UserError: Not a run folder, or the run did not finish.
+        UserError: The run did not finish.
     """
-    config, results = read_run_config(run), read_results(run)
-    model = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
-    for origin in (model["mixer_finetune"]["backbone"], results["backbone"], results["data"]):
-        origin["source"] = public_name(origin["source"], origin.get("revision"))
-    config["model"]["backbone"], config["data"]["source"] = results["backbone"]["source"], results["data"]["source"]
+    config, results = run.read_config(), asdict(Results.read(run))
+    model = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
+    for origin in (model[OWN_KEY]["backbone"], results["backbone"], results["data"]):
+        if origin.get("source"):
+            origin["source"] = public_name(origin["source"], origin.get("revision"))
+    for group, option, origin in (("model", "backbone", results["backbone"]), ("data", "source", results["data"])):
+        options = config.get(group) or {}
+        options = options.get("init_args", options)
+        if option in options:
+            options[option] = origin.get("source")
     results["bad_images"] = len(results["bad_images"])
-    config |= {"output_dir": "runs", "push": None}
-    config["trainer"] |= {"logger": None, "callbacks": None, "plugins": None}  # whatever these hold is the user's own
+    config |= {"output_dir": "runs", "push": None, "trainer": {**(config.get("trainer") or {}), **_PRIVATE}}
+    # A relative path looks like a Hub id or a metric's name: it is one if it leads somewhere from here or above the
+    # run.
+    places = [Path.cwd(), *run.path.resolve().parents]
+
+    def public(value: Any) -> Any:
+        return without_local_paths(value, lambda text: any(os.path.exists(place / text) for place in places))
+
     files: dict[str, bytes | Path] = {
         "README.md": model_card(run, repo_id).encode(),
-        "config.json": (json.dumps(_scrubbed(model), indent=2) + "\n").encode(),
-        "config.yaml": as_yaml(_scrubbed(config)).encode(),
-        "model.safetensors": run / "model" / "model.safetensors",
-        "results.json": (json.dumps(_scrubbed(results), indent=2, ensure_ascii=False) + "\n").encode(),
+        "config.json": (json.dumps(public(model), indent=2) + "\n").encode(),
+        "config.yaml": yaml.safe_dump(public(config), sort_keys=False, allow_unicode=True).encode(),
+        "model.safetensors": run.model / "model.safetensors",
+        "results.json": (json.dumps(public(results), indent=2, ensure_ascii=False) + "\n").encode(),
     }
-    return files | {name: run / name for name in PICTURES if (run / name).is_file()}
+    pictures = (run.curves_picture, run.confusion_picture)
+    return files | {picture.name: picture for picture in pictures if picture.is_file()}
 
 
-def _scrubbed(value: Any) -> Any:
-    """The value with paths of this machine cut to their last part."""
+def without_local_paths(value: Any, exists: Callable[[str], bool]) -> Any:
+    """A configuration with every local path cut to its last part, wherever it stands: in lists, in keys, inside a text.
+
+    Names of classes stay as they are (`label_names`, `classes`), since they may look like paths.
+
+    Args:
+        value: Made of dicts, lists and plain values.
+        exists: Whether a relative path leads somewhere on this machine.
+    """
     if isinstance(value, dict):
-        # Names of classes may look like paths.
-        return {key: inner if key in ("label_names", "classes") else _scrubbed(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_scrubbed(inner) for inner in value]
-    if isinstance(value, str) and re.match(r"(/|~|\.\.?/|[A-Za-z]:\\)", value):
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    return value
+        return {
+            without_local_paths(key, exists): inner
+            if key in ("label_names", "classes") and isinstance(inner, list)
+            else without_local_paths(inner, exists)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [without_local_paths(inner, exists) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if exists(value):
+        return _last_part(value)
+    text = _LOCAL_PATH.sub(lambda match: _last_part(match[0]), value)
+    return _SLASHED.sub(lambda match: _last_part(match[0]) if exists(match[0]) else match[0], text)
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def push(
-    run: Path,
+    run: RunFolder,
     repo_id: str,
     *,
     private: bool = False,
@@ -156,143 +122,72 @@ def push(
     """Push a run's model.
 
     Args:
-        run: Run folder of a finished fit.
+        run: Of a finished fit.
         repo_id: `user/name`; created where it does not exist.
         private: Whether a new repository is to be private.
         revision: Branch; created from main where it does not exist.
         create_pr: Open a pull request in place of a commit on the branch.
-        force: Put the commit on top of ones that this run did not make.
+        force: Put the commit on top of ones that this run did not make, and push results of a part of the split.
         dry_run: Only say what would be sent.
 
     Returns:
         What was done, in a line for the user.
 
     Raises:
-        UserError: The push can't be done; the remote then holds nothing of it, or, where the reply was lost for good, all.
+        UserError: The push can't be done; the remote then holds nothing of it, or, where the reply was lost for good,
+            all.
     """
-    _check_name(repo_id)
+    check_name(repo_id)
     files = contents(run, repo_id)
     if dry_run:
         sizes = "\n".join(f"  {name:<22} {_size(content):>12,} bytes" for name, content in sorted(files.items()))
         return f"would push to {repo_id} ({revision}):\n{sizes}"
+    if (note := partial_note(Results.read(run))) and not force:
+        raise UserError(f"the results of {run} are {note}", advice="evaluate all of it, or push them with {force}")
     access = check_access(repo_id, create_pr)
-    hashes = {name: _hashes(content) for name, content in files.items()}
-    with _pushing(repo_id):
-        url = access.api.endpoint + "/" + repo_id
+    with access.errors():
         if not create_pr:
-            retried(lambda: access.api.create_repo(repo_id, private=private, exist_ok=True))
-            if revision != "main":
-                retried(lambda: access.api.create_branch(repo_id, branch=revision, exist_ok=True))
-        head, remote = _remote(access, revision)
-        if _holds(remote, hashes):
-            return f"nothing to push: {url} has this run's files at {head[:12]} already"
-        if not (force or create_pr or head == _last_push(run, repo_id, revision) or not remote.keys() - _OF_THE_HUB):
+            create_branch(access, revision, private=private)
+        before, hashes = snapshot(access, revision), hashes_of(files)
+        if before.holds(hashes):
+            return f"nothing to push: {access.url} has this run's files at {before.commit[:12]} already"
+        if not (force or create_pr or before.is_empty or _is_our_own(before, run, repo_id, revision)):
             raise UserError(
-                f"{repo_id} ({revision}) holds commits that this run did not make (head {head[:12]}): look at them, then use "
-                "--force to put this run's files on top, --create_pr to propose them, or another name"
+                f"{repo_id} ({revision}) holds commits that this run did not make (head {before.commit[:12]})",
+                advice="look at them, then use {force} to put this run's files on top, {create_pr} to propose them, or "
+                "another name",
             )
-        commit, place = _commit(access, revision, head, files, hashes, create_pr)
-        _, stored = _remote(access, commit)
-    if not _holds(stored, hashes):
-        raise UserError(f"{repo_id} does not hold what was sent, at {commit[:12]}: look at it, and push again with --force")
-    if not create_pr:
-        record = {"repo_id": repo_id, "revision": revision, "commit": commit}
-        write_text(run / RECORD, json.dumps(record, indent=2) + "\n")
-    return f"pushed {len(files)} files as one commit, {commit[:12]}, and compared their sha256: {place or url}"
-
-
-def _commit(
-    access: Access,
-    revision: str,
-    parent: str,
-    files: Mapping[str, bytes | Path],
-    hashes: Mapping[str, tuple[str, str]],
-    create_pr: bool,
-) -> tuple[str, str | None]:
-    """Make the commit, at most once: its hash, and the pull request's address."""
-    from huggingface_hub import CommitOperationAdd, errors
-
-    known = _pull_requests(access) if create_pr else frozenset()
-    for attempt in range(ATTEMPTS):
-        operations = [CommitOperationAdd(name, c if isinstance(c, bytes) else str(c)) for name, c in sorted(files.items())]
         try:
-            made = access.api.create_commit(
-                access.repo_id,
-                operations,
-                commit_message="Fine-tuned by mixer_finetune",
+            commit = commit_files(
+                access,
+                files,
+                hashes,
+                before.commit,
+                message="Fine-tuned by mixer_finetune",
                 revision=revision,
-                parent_commit=parent,
                 create_pr=create_pr,
             )
-            return made.oid, made.pr_url
-        except Exception as error:
-            if re.search(r"404.*xet-write-token", str(error)):
-                raise UserError(
-                    f"the Hub ({access.api.endpoint}) has no xet storage: set HF_HUB_DISABLE_XET=1 to push to it; "
-                    f"{access.repo_id} is unchanged"
-                ) from error
-            stale = any(isinstance(c, errors.HfHubHTTPError) and c.response.status_code == 412 for c in causes(error))
-            if not stale and not is_transient(error):
-                raise
-            # The reply may have been lost, not the commit.
-            time.sleep(min(FIRST_WAIT * 2**attempt, SETTLE_SECONDS))
-            for ref in sorted(_pull_requests(access) - known) if create_pr else [revision]:
-                head, remote = _remote(access, ref)
-                if head != parent and _holds(remote, hashes):
-                    return head, None
-                if head != parent and not create_pr:
-                    raise UserError(
-                        f"{access.repo_id} ({revision}) has moved on to {head[:12]} during the push, which changed nothing: "
-                        "look at that commit, and push again with --force"
-                    ) from error
-            if attempt == ATTEMPTS - 1:
-                raise UserError(
-                    f"the Hub does not take the commit ({reason(error)}); {access.repo_id} is unchanged: push again later"
-                ) from error
-    raise AssertionError("unreachable: the last attempt returns or raises")
+        except BranchMovedError as error:
+            raise UserError(
+                f"{repo_id} ({revision}) has moved on to {error.head[:12]} during the push, which changed nothing",
+                advice="look at that commit, and push again with {force}",
+            ) from error
+    if not commit.is_complete:
+        raise UserError(
+            f"{repo_id} does not hold what was sent, at {commit.id[:12]}",
+            advice="look at it, and push again with {force}",
+        )
+    if not create_pr:
+        run.write_json(run.push_file, {"repo_id": repo_id, "revision": revision, "commit": commit.id})
+    place = commit.pull_request or access.url
+    return f"pushed {len(files)} files as one commit, {commit.id[:12]}, and compared their sha256: {place}"
 
 
-def _remote(access: Access, revision: str) -> tuple[str, dict[str, tuple[str | None, str | None]]]:
-    """The commit that a revision stands for, and its files' (sha256 where it is large, git's hash)."""
-    info = retried(lambda: access.api.model_info(access.repo_id, revision=revision, files_metadata=True))
-    return info.sha, {s.rfilename: (s.lfs.sha256 if s.lfs else None, s.blob_id) for s in info.siblings}
-
-
-def _pull_requests(access: Access) -> frozenset[str]:
-    refs = retried(lambda: access.api.list_repo_refs(access.repo_id, include_pull_requests=True))
-    return frozenset(ref.ref for ref in refs.pull_requests or ())
-
-
-def _holds(remote: Mapping[str, tuple[str | None, str | None]], hashes: Mapping[str, tuple[str, str]]) -> bool:
-    """Whether the remote has all the files, with the content that has those hashes."""
-
-    def same(name: str) -> bool:
-        (large, blob), (sha256, git) = remote.get(name, (None, None)), hashes[name]
-        return large == sha256 if large else blob == git
-
-    return all(same(name) for name in hashes)
-
-
-def _hashes(content: bytes | Path) -> tuple[str, str]:
-    """The sha256 and git's hash of a blob."""
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    git = hashlib.sha1(b"blob %d\0" % len(data), usedforsecurity=False)
-    git.update(data)
-    return hashlib.sha256(data).hexdigest(), git.hexdigest()
+def _is_our_own(head: Snapshot, run: RunFolder, repo_id: str, revision: str) -> bool:
+    """Whether the run itself made that commit, as its last push."""
+    record, made = run.read_json(run.push_file) or {}, {"repo_id": repo_id, "revision": revision, "commit": head.commit}
+    return record.items() >= made.items()
 
 
 def _size(content: bytes | Path) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def _last_push(run: Path, repo_id: str, revision: str) -> str | None:
-    """The commit that this run made last, there."""
-    try:
-        record = yaml.safe_load((run / RECORD).read_text(encoding="utf-8"))
-        return record["commit"] if (record["repo_id"], record["revision"]) == (repo_id, revision) else None
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
-        return None
-
-
-def _pushing(repo_id: str) -> Any:
-    return hub_errors(repo_id, "model", "the name to push to", writing=True)
