@@ -59,11 +59,15 @@ def _copy(name: str, file: Path) -> None:
 
 
 def _validate(path: Path) -> int:
-    from mixer_finetune.engine.options import config_errors, read_yaml, run_parser
+    from mixer_finetune.cli.lightning import spell
+    from mixer_finetune.engine.arguments import Arguments, normalised, read_yaml, take_classes
+    from mixer_finetune.engine.parts import MixerCLI, config_errors
 
-    errors = config_errors(run_parser("mixer-finetune fit", ""), read_yaml(path))
+    content = normalised(read_yaml(path))
+    take_classes(content)
+    errors = config_errors(MixerCLI(Arguments()).parser, content, imports=False)
     for error in errors:
-        print(f"{path}: {error}", file=sys.stderr)
+        print(f"{path}: {error.spelled(spell)}", file=sys.stderr)
     if not errors:
         print(f"{path}: nothing wrong")
     return 2 if errors else 0

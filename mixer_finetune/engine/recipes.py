@@ -1,7 +1,7 @@
 """Recipes: YAML files that configure a run, each with a header comment that says what it does and what to expect.
 
-Whole recipes (`digits`, `cifar100`) lie in `recipes/`, overlays that change one aspect of another (`ddp`, `linear_probe`) in
-`recipes/overlays/`. In an installed package they are at `mixer_finetune/_recipes`.
+Whole recipes (`digits`, `cifar100`) lie in `recipes/`, overlays that change one aspect of another (`ddp`,
+`linear_probe`) in `recipes/overlays/`. In an installed package they are at `mixer_finetune/_recipes`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,151 @@
+"""The stages behind training: evaluation, results, report, card and push, each done where its output is missing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mixer_finetune.backbones.load import load_backbone
+from mixer_finetune.engine.parts import Parts
+from mixer_finetune.errors import NoImagesError
+from mixer_finetune.evaluation.figures import write_pictures
+from mixer_finetune.evaluation.predictions import Predictions
+from mixer_finetune.evaluation.report import write_report
+from mixer_finetune.evaluation.results import Results, metric_name, metric_text, versions
+from mixer_finetune.files import write_text
+from mixer_finetune.runs import RunFolder
+from mixer_finetune.sharing.card import model_card
+from mixer_finetune.sharing.push import push
+
+log = logging.getLogger(__name__)
+
+
+def missing_stages(run: RunFolder, push_to: str | None) -> list[str]:
+    """What a run still lacks, by name."""
+    files = {"results": run.results_file, "report": run.report, "card": run.card}
+    missing = [name for name, path in files.items() if not path.is_file()]
+    pushed = run.read_json(run.push_file) or {}
+    if push_to and (pushed.get("repo_id"), bool(pushed.get("commit"))) != (push_to, True):
+        missing.append("push")
+    return missing
+
+
+def finish(parts: Parts, run: RunFolder) -> None:
+    """Do what is missing behind training.
+
+    Args:
+        parts: With the weights that were trained in the model.
+        run: Run folder, trained.
+    """
+    trainer, data = parts.trainer, parts.data
+    if not run.results_file.is_file():
+        table, seconds = _evaluate(parts)
+        if trainer.is_global_zero:
+            _write_results(parts, run, table, seconds)
+    if not trainer.is_global_zero:
+        return
+    results = Results.read(run)
+    backbone = None if run.report.is_file() and run.card.is_file() else load_backbone(run.model)
+    if not run.report.is_file():
+        split = getattr(data, "splits", {}).get(results.role)
+        write_report(run, split=split, backbone=backbone, say=log.info)
+    if not run.card.is_file():
+        write_text(run.card, model_card(run, backbone=backbone))
+    _say_what_came_out(run, results)
+    if "push" in missing_stages(run, parts.options.push):  # last, so that a Hub that fails leaves all of the above
+        log.info(f"pushing to {parts.options.push}")
+        log.info(push(run, str(parts.options.push)))
+
+
+def _evaluate(parts: Parts) -> tuple[Any, float]:
+    """The table of answers on the split that results are of, None where there is no such split, and the seconds."""
+    trainer, model, data = parts.trainer, parts.model, parts.data
+    role = getattr(data, "evaluation_role", "test")
+    if role is None:
+        return None, 0.0
+    splits = getattr(data, "splits", {})
+    if role in splits:
+        log.info(f"evaluating on {len(splits[role]):,} images of split {splits[role].name}")
+    started = time.perf_counter()
+    try:
+        trainer.test(model, data, verbose=False)
+    except NoImagesError as error:  # what was trained is not lost for that
+        log.info(f"not evaluated: {error.problem}")
+        return None, time.perf_counter() - started
+    if hasattr(data, "gather_bad_images"):
+        data.gather_bad_images()
+    return model.test_table, time.perf_counter() - started
+
+
+def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> None:
+    """predictions.csv, the pictures and results.json."""
+    trainer, model, data = parts.trainer, parts.model, parts.data
+    training = run.read_json(run.training_file) or {}
+    names = model.label_names or [str(i) for i in range(len(table[0]) if table is not None else 0)]
+    role = getattr(data, "evaluation_role", "test") if table is not None else None
+    split = getattr(data, "splits", {}).get(role)
+    metrics: dict[str, float] = {}
+    predictions = None
+    if table is not None:
+        logged = {
+            k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
+        }
+        metrics = {name: value for name, value in logged.items() if name != "loss"}
+        name_of: Callable[[int], str] = split.image_name if split is not None else str
+        predictions = Predictions.from_table(table.numpy().astype(np.float64), name_of, names)
+        predictions.write(run.predictions_file)
+    time_spent = {**training.get("time", {}), **({"test": round(seconds, 2)} if table is not None else {})}
+    results = Results(
+        metrics=metrics,
+        split=split.name if split is not None else role,
+        role=role,
+        samples=0 if predictions is None else len(predictions.files),
+        split_samples=len(split) if split is not None else 0 if predictions is None else len(predictions.files),
+        train_samples=len(getattr(data, "splits", {}).get("train", ())),
+        bad_images=sorted({*training.get("bad_images", ()), *getattr(data, "bad_images", ())}),
+        classes=names,
+        task=model.task.name,
+        monitor=model.task.monitor,
+        dev=training.get("dev"),
+        backbone=training["backbone"],
+        preprocessing=model.assembled().preprocessing.to_pretrained_cfg(),
+        data={
+            "source": str(getattr(data, "source", type(data).__name__)),
+            "revision": getattr(data, "revision", None),
+            "license": getattr(data, "license", None),
+        },
+        parameters=training["parameters"],
+        trained_parameters=training["trained_parameters"],
+        device=training["device"],
+        devices=training["devices"],
+        precision=training["precision"],
+        versions=versions(),
+        seconds=training["seconds"],
+        steps=training["steps"],
+        ended_by=training["ended_by"],
+        time=time_spent,
+    )
+    if predictions is not None:
+        results = results.with_intervals(predictions)
+    write_pictures(run, predictions, results)
+    results.write(run)
+
+
+def _say_what_came_out(run: RunFolder, results: Results) -> None:
+    if results.metrics:
+        shown = ", ".join(f"{metric_name(name)} {metric_text(name, value)}" for name, value in results.metrics.items())
+        log.info(f"{results.split} ({results.measured_on} images): {shown}")
+    if results.bad_images:
+        log.info(f"skipped {len(results.bad_images)} image(s) that can't be decoded: see results.json")
+    ended = "" if results.ended_by in (None, "schedule") else f", ended by {results.ended_by} at step {results.steps:,}"
+    log.info(f"trained in {results.seconds:.0f} s{ended}; everything is in {run}")
+    log.info(f"the report to look at: {run.report}")
+    log.info("next:")
+    log.info(f"  mixer-finetune predict {run} FOLDER     classify images")
+    log.info(f"  mixer-finetune push {run} user/name     share the model on the Hub")
+    log.info(f"  mixer-finetune test {run}               evaluate again")
+    log.info(f"  mixer-finetune fit --config {run.config_file}   repeat the run")
