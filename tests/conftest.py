@@ -77,7 +77,9 @@ def make_photos(folder, counts, size=(40, 30), suffix=".png", seed=0):
     for label, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            pixels = rng.integers(0, 60, (size[1], size[0], 3)) + 60 * np.array([label == 0, label == 1, label == 2]) + 60
+            pixels = (
+                rng.integers(0, 60, (size[1], size[0], 3)) + 60 * np.array([label == 0, label == 1, label == 2]) + 60
+            )
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:03d}{suffix}")
     return folder
 

@@ -1,8 +1,8 @@
 """Real commands without the seconds that importing torch takes: each runs in a fork of a process that has imported it.
 
-The Hub's clients read the environment when they are imported, so that process leaves them out and each fork imports its own.
-What torch reads when it is imported (OMP_NUM_THREADS) can't be changed for a fork, and all have one seed of string hashes:
-where that matters, `conftest.program` starts a process anew.
+The Hub's clients read the environment when they are imported, so that process leaves them out and each fork imports its
+own. What torch reads when it is imported (OMP_NUM_THREADS) can't be changed for a fork, and all have one seed of string
+hashes: where that matters, `conftest.program` starts a process anew.
 """
 
 from __future__ import annotations
@@ -48,13 +48,15 @@ class Running:
 
 
 def start(target: Callable[..., int], arguments: tuple[Any, ...], environment: dict[str, str], folder: Path) -> Running:
-    """Begin `target(*arguments)`, a function of a module, in an environment and a folder; what it returns is the status."""
+    """Begin `target(*arguments)`, a function of a module, in an environment and a folder; it returns the status."""
     stem = str(time.monotonic_ns())
     logs = [folder.parent / f"{folder.name}-{stem}.{name}" for name in ("out", "err")]
     for log in logs:
         log.touch()
     process = _context.Process(target=_enter, args=(target, arguments, environment, folder, logs))
-    with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).resolve().parent)):  # it takes no other note of sys.path
+    with mock.patch.dict(
+        os.environ, PYTHONPATH=str(Path(__file__).resolve().parent)
+    ):  # it takes no other note of sys.path
         process.start()
     return Running(process, logs)
 

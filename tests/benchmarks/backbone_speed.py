@@ -1,10 +1,12 @@
 """Our backbones against timm's: forward pass and SGD step, interleaved in one process, as ratios.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/backbone_speed.py [--models NAME ...] [--batch 8] [--compile] [--device cuda]
+    OMP_NUM_THREADS=1 python tests/benchmarks/backbone_speed.py [--models NAME ...] [--batch 8] [--compile] [--device
+    cuda]
 
-For each architecture, precision and pass: how much longer timm's takes than ours, as PyTorch sets up float32 products by
-default and with the switch of `mixer_finetune.training.precision`, and the share of the matrix peak that ours reaches, the peak
-being a square product's in the same process. Medians over rounds, of the process's CPU time where there is no GPU.
+For each architecture, precision and pass: how much longer timm's takes than ours, as PyTorch sets up float32 products
+by default and with the switch of `mixer_finetune.training.precision`, and the share of the matrix peak that ours
+reaches, the peak being a square product's in the same process. Medians over rounds, of the process's CPU time where
+there is no GPU.
 """
 
 import argparse
@@ -105,7 +107,8 @@ def compare(name: str, batch: int, bf16: bool, train: bool, device: str, rounds:
     flops = 2 * macs(ours, size) * batch * (3 if train else 1)
     switch_ratio = f"{medians['timm + switch'] / medians['ours']:.2f}" if "timm + switch" in medians else "-"
     print(
-        f"| {name} b{batch} {'step' if train else 'forward'} {'bf16' if bf16 else 'fp32'}{' compiled' if compiled else ''} "
+        f"| {name} b{batch} {'step' if train else 'forward'} {'bf16' if bf16 else 'fp32'}"
+        f"{' compiled' if compiled else ''} "
         f"| {medians['timm'] / medians['ours']:.2f} | {switch_ratio} | {flops / medians['ours'] / limit:.2f} "
         f"| {1e3 * medians['ours']:.0f} |",
         flush=True,

@@ -1,9 +1,9 @@
-"""A training step beside another program that keeps a core busy, as the command line sets torch's threads up and as torch does.
+"""A training step beside a busy program, with threads as the command line sets them up and as torch does.
 
     python tests/benchmarks/busy_cores.py [--rounds 3]
 
-Each contender is a process of its own, since GNU's OpenMP reads its settings once; they run in turns, with and without the
-other program. Medians over rounds of the wall-clock time of a step of the bundled backbone on 64 images.
+Each contender is a process of its own, since GNU's OpenMP reads its settings once; they run in turns, with and without
+the other program. Medians over rounds of the wall-clock time of a step of the bundled backbone on 64 images.
 """
 
 import argparse
@@ -53,7 +53,10 @@ def main() -> None:
             if other:
                 other.kill()
         ratio = statistics.median(times["torch"]) / statistics.median(times["ours"])
-        print(f"{'beside a busy program' if busy else 'alone'}: torch's setting takes {ratio:.2f} times as long", flush=True)
+        print(
+            f"{'beside a busy program' if busy else 'alone'}: torch's setting takes {ratio:.2f} times as long",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/digits_transfer.py [--seeds 5] [--output_dir runs/digits_transfer]
 
-Each row is the recipe `digits` as a user runs it, with the changes that the row names; the same number of epochs. Runs that are
-already in the output folder are not repeated. Each method has the optimizer and learning rate that came out best on the dev
-split: fine-tuning of {0.03, 0.1, 0.2, 0.3, AdamW 0.002, AdamW 0.005}, the probe of {0.05, 0.2, 0.5, 2}, training from scratch
-of {0.05, 0.2, AdamW 0.002}.
+Each row is the recipe `digits` as a user runs it, with the changes that the row names; the same number of epochs. Runs
+that are already in the output folder are not repeated. Each method has the optimizer and learning rate that came out
+best on the dev
+split: fine-tuning of {0.03, 0.1, 0.2, 0.3, AdamW 0.002, AdamW 0.005}, the probe of {0.05, 0.2, 0.5, 2}, training from
+scratch of {0.05, 0.2, AdamW 0.002}.
 """
 
 import argparse

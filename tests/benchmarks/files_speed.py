@@ -1,9 +1,10 @@
-"""Loading and saving Mixer-B/16: a model folder against timm's build and against a Lightning checkpoint with AdamW's states.
+"""Loading and saving Mixer-B/16: a model folder against timm's build and a Lightning checkpoint with AdamW's states.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/files_speed.py [--rounds 5]
 
-Medians of wall-clock time, the contenders in turns; files are in the page cache. A run flushes what it writes, so that a crash
-of the machine loses nothing, and Lightning by itself does not; so saving is compared in both ways, like with like.
+Medians of wall-clock time, the contenders in turns; files are in the page cache. A run flushes what it writes, so that
+a crash of the machine loses nothing, and Lightning by itself does not; so saving is compared in both ways, like with
+like.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""What a training step costs beyond a plain loop over the same batches, with loss and accuracy logged (goal: at most 0.5 ms).
+"""What a training step costs beyond a plain loop over the same batches, loss and accuracy logged (goal: 0.5 ms).
 
     python tests/benchmarks/loop_overhead.py [--rounds 7] [--threads 1]
 
-The backbone has no blocks, so that a step is short and the loop's own cost stands out of the noise. Both loops take the same
-batches through the same augmentation, gradient clipping, optimizer and learning rate schedule, in turns with a Lightning
-trainer that has nothing on; the least of the rounds are compared, since other users of the machine only make a loop slower.
+The backbone has no blocks, so that a step is short and the loop's own cost stands out of the noise. Both loops take the
+same batches through the same augmentation, gradient clipping, optimizer and learning rate schedule, in turns with a
+Lightning trainer that has nothing on; the least of the rounds are compared, since other users of the machine only make
+a loop slower.
 """
 
 import argparse
@@ -18,10 +19,12 @@ import torch
 import torch.nn.functional as F
 
 from mixer_finetune import ImageDataModule, MixerClassifier
-from mixer_finetune.engine.fit import _quiet
-from mixer_finetune.engine.options import TRAINER_DEFAULTS
+from mixer_finetune.engine.parts import TRAINER_DEFAULTS
+from mixer_finetune.engine.quiet import quiet
+from mixer_finetune.runs import RunFolder
 from mixer_finetune.training.checkpoints import checkpoint_callbacks
-from mixer_finetune.training.progress import MetricsFile, RunProgress, Unprofiled
+from mixer_finetune.training.metrics_file import MetricsFile
+from mixer_finetune.training.progress import Narrator, Unprofiled
 
 STEPS = 600
 WARM = 50  # steps that are not timed
@@ -38,8 +41,8 @@ def parts() -> tuple[MixerClassifier, ImageDataModule]:
 def milliseconds(ends: list[float]) -> float:
     """Time of a step, from when each ended, without the first ones.
 
-    The first quartile, since other users of the machine only make steps slower; of each of the steps from one log to the next,
-    and then their mean, since the one that logs costs more.
+    The first quartile, since other users of the machine only make steps slower; of each of the steps from one log to
+    the next, and then their mean, since the one that logs costs more.
     """
     times = [after - before for before, after in zip(ends[WARM:], ends[WARM + 1 :], strict=False)]
     period = TRAINER_DEFAULTS["log_every_n_steps"]
@@ -60,12 +63,13 @@ class Clock(pl.Callback):
 def ours(folder: Path) -> float:
     """Milliseconds a step of the trainer as `fit` sets it up."""
     model, data = parts()
-    clock = Clock()
-    callbacks = [MetricsFile(folder / "metrics.csv"), *checkpoint_callbacks(folder, None, 0), clock]
+    clock, run = Clock(), RunFolder(folder).create()
+    callbacks = [MetricsFile(run.metrics_file), *checkpoint_callbacks(run, None, 0, "val/accuracy"), clock]
     options = {**TRAINER_DEFAULTS, "max_epochs": -1, "max_steps": STEPS, "accelerator": "cpu", "devices": 1}
     options |= {"callbacks": callbacks, "profiler": Unprofiled()}
-    trainer = pl.Trainer(**options, logger=False, enable_progress_bar=False, default_root_dir=folder)
-    trainer.callbacks.insert(0, RunProgress(visible=False))
+    options |= {"logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
+    trainer = pl.Trainer(**options, default_root_dir=folder)
+    trainer.callbacks.insert(0, Narrator())
     trainer.fit(model, data)
     return milliseconds(clock.ends)
 
@@ -93,9 +97,9 @@ def bare(folder: Path) -> float:
     model, data = parts()
     clock = Clock()
     trainer = pl.Trainer(
-        max_epochs=-1, max_steps=STEPS, accelerator="cpu", devices=1, gradient_clip_val=1.0, logger=False, callbacks=[clock],
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        limit_val_batches=0, default_root_dir=folder,
+        max_epochs=-1, max_steps=STEPS, accelerator="cpu", devices=1, gradient_clip_val=1.0, logger=False,
+        callbacks=[clock], enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, limit_val_batches=0, default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(Bare(model), data)
     return milliseconds(clock.ends)
@@ -139,7 +143,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
-    _quiet()
+    quiet()
     times: dict[str, list[float]] = {"ours": [], "bare": [], "plain": []}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(arguments.rounds):
@@ -149,7 +153,10 @@ def main() -> None:
     least = {name: min(values) for name, values in times.items()}
     extra = {name: least[name] - least["plain"] for name in ("ours", "bare")}
     print(f"a step of ours takes {least['ours'] / least['plain']:.2f} of a plain loop's, {extra['ours']:.2f} ms more")
-    print(f"that is {extra['ours'] / extra['bare']:.2f} times what Lightning adds with nothing on ({extra['bare']:.2f} ms)")
+    print(
+        f"that is {extra['ours'] / extra['bare']:.2f} times what Lightning adds with nothing on "
+        f"({extra['bare']:.2f} ms)"
+    )
 
 
 if __name__ == "__main__":

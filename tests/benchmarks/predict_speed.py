@@ -1,7 +1,8 @@
 """Forward passes as predict does them against timm, OpenVINO and ONNX Runtime, interleaved in one process, as ratios.
 
     pip install openvino
-    OMP_NUM_THREADS=1 python tests/benchmarks/predict_speed.py [--model mixer_s16_224] [--batch 8] [--bf16] [--rounds 12]
+    OMP_NUM_THREADS=1 python tests/benchmarks/predict_speed.py [--model mixer_s16_224] [--batch 8] [--bf16] [--rounds
+    12]
 
 The medians of the process's CPU time; the limit is the model's operations over the rate of a square matrix product.
 """
@@ -43,11 +44,18 @@ def contenders(name: str, images: torch.Tensor, bf16: bool) -> dict[str, Callabl
     core = openvino.Core()
     core.set_property("CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"})
     graph = core.compile_model(openvino.convert_model(ours, example_input=images), "CPU")
-    runs = {"ours": of(ours), "ours, compiled": of(compiled), "timm": of(theirs), "OpenVINO": lambda: graph(images.numpy())}
+    runs = {
+        "ours": of(ours),
+        "ours, compiled": of(compiled),
+        "timm": of(theirs),
+        "OpenVINO": lambda: graph(images.numpy()),
+    }
     if not bf16:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            torch.onnx.export(ours, (images,), path, dynamo=True, verbose=False, input_names=["images"], external_data=False)
+            torch.onnx.export(
+                ours, (images,), path, dynamo=True, verbose=False, input_names=["images"], external_data=False
+            )
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])

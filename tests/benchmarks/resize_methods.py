@@ -1,10 +1,12 @@
-"""Accuracy of a trained backbone at another resolution, right after resizing and after a short fine-tune, by each method.
+"""Accuracy of a backbone at another resolution by each method, right after resizing and after a short fine-tune.
 
-    python tests/benchmarks/resize_methods.py --source PATH [--backbone RUN] --sizes 16 24 48 [--steps 200] [--seeds 0 1 2]
+    python tests/benchmarks/resize_methods.py --source PATH [--backbone RUN] --sizes 16 24 48 [--steps 200] [\
+        --seeds 0 1 2]
 
-Beside the methods: `image resizing`, what one does without them (the backbone at its own resolution, which images are scaled
-to), and `from scratch`, fresh weights at the new resolution with the same number of steps. Without --steps nothing is trained,
-and the backbone's head must be of the data's classes. Mean, and standard deviation over the seeds, of test accuracy.
+Beside the methods: `image resizing`, what one does without them (the backbone at its own resolution, which images are
+scaled to), and `from scratch`, fresh weights at the new resolution with the same number of steps. Without --steps
+nothing is trained, and the backbone's head must be of the data's classes. Mean, and standard deviation over the seeds,
+of test accuracy.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import lightning.pytorch as pl
 
 from mixer_finetune import ImageDataModule, MixerClassifier, UserError, load_backbone
 from mixer_finetune.backbones.resize import METHODS
-from mixer_finetune.engine.fit import _quiet
+from mixer_finetune.engine.quiet import quiet
 from mixer_finetune.training.precision import use_fast_float32
 
 
@@ -75,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.methods == ["scratch"] and not options.steps:
         parser.error("fresh weights need --steps")
-    _quiet()
+    quiet()
     use_fast_float32()
     print("| | right after | fine-tuned |\n|-|-|-|")
     print(row(options, "own size, image resizing", options.backbone, None, "auto"), flush=True)

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/start_speed.py [--rounds 5]
 
-Medians of the wall-clock time of whole processes, in turns; files are in the page cache. `predict` classifies one image with
-the bundled backbone, `fit` is imported only.
+Medians of the wall-clock time of whole processes, in turns; files are in the page cache. `predict` classifies one image
+with the bundled backbone, `fit` is imported only.
 """
 
 import argparse

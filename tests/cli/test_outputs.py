@@ -1,4 +1,4 @@
-"""What comes out of a run: the report and the exports, by the real commands."""
+"""What comes out of a run: report, exports and predictions, by the real commands."""
 
 import csv
 import json
@@ -20,7 +20,10 @@ from PIL import Image
 
 from conftest import FIT
 from mixer_finetune import load_backbone
+from mixer_finetune.cli.predict import predict
+from mixer_finetune.errors import Interrupted
 from mixer_finetune.evaluation.explain import evidence, opposite_pairs
+from mixer_finetune.evaluation.predict import Predictor
 
 
 @pytest.fixture
@@ -52,7 +55,13 @@ def test_the_report_is_one_page_that_loads_nothing_and_escapes_names(run, cli):
     assert not re.search(r"@import|url\(['\"]?http", text)
     results = json.loads((run / "results.json").read_text())
     assert f"{results['metrics']['accuracy']:.2%}" in page.text and "red <b>" in page.text
-    for heading in ("Learning curves", "Confusion matrix", "Calibration", "What the weights look like", "Where the time went"):
+    for heading in (
+        "Learning curves",
+        "Confusion matrix",
+        "Calibration",
+        "What the weights look like",
+        "Where the time went",
+    ):
         assert heading in page.text
     assert page.tags.count("html") == 1 and len(text) < 10e6
     card = (run / "model" / "README.md").read_text()
@@ -78,9 +87,11 @@ def test_a_report_made_again_is_the_same_and_does_without_the_data(run, cli):
         (["report"], "expected: report RUN"),
         (["report", "nowhere"], "not a run folder"),
         (["report", "RUN", "--explain", "magic"], "integrated_gradients or occlusion"),
-        (["export", "RUN", "--format", "tflite"], "--format must be"),
-        (["export", "RUN", "--dtype", "float16"], "--dtype must be"),
-        (["export", "RUN", "--format", "torch-export", "--quantize", "int8"], "--quantize must be int8"),
+        (["report", "RUN", "--output", "."], "is a folder"),
+        (["report", "RUN", "--output", "/dev/null/page.html"], "can't be written (File exists); change --output"),
+        (["export", "RUN", "--format", "tflite"], "onnx or torch-export or safetensors"),
+        (["export", "RUN", "--dtype", "float16"], "use --dtype float32"),
+        (["export", "RUN", "--format", "torch-export", "--quantize", "int8"], "use --format onnx"),
         (["export", "RUN", "--output", "."], "is a folder"),
         (["export", "RUN", "extra"], "expected: export RUN"),
     ],
@@ -92,7 +103,8 @@ def test_mistakes_are_one_line(run, cli, words, says):
 
 def test_an_unfinished_run_is_named_as_such(run, cli):
     (run / "results.json").unlink()
-    assert "did not finish" in cli("report", run, check=2).stderr
+    line = cli("report", run, check=2).stderr
+    assert "did not finish" in line and f"--resume {run}" in line
 
 
 def test_onnx_computes_the_models_outputs_and_carries_what_using_it_needs(run, cli):
@@ -161,7 +173,17 @@ def test_a_report_of_200_classes_is_light_and_shows_them_all(cli, tmp_path):
         folder.mkdir(parents=True)
         for i in range(4):
             Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    cli("fit", "--data.source", tmp_path / "many", "--model.backbone", "mixer_nano", *FIT, "--data.batch_size", 128, check=0)
+    cli(
+        "fit",
+        "--data.source",
+        tmp_path / "many",
+        "--model.backbone",
+        "mixer_nano",
+        *FIT,
+        "--data.batch_size",
+        128,
+        check=0,
+    )
     (run,) = (tmp_path / "runs" / "custom").iterdir()
     text = (run / "report.html").read_text()
     page = Page(text)
@@ -181,7 +203,9 @@ def test_predict_writes_each_form_with_features_and_a_row_for_a_bad_image(run, c
     assert rows[3]["label_1"] == "" and "can't be decoded" in rows[3]["error"] and rows[4]["error"] == ""
     cli("predict", run, f"{folder}/*.png", "--output", "p.jsonl", "--features", "--top_k", 2, check=0)
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    assert [line.get("label_1", "") for line in lines] == [row["label_1"] for row in rows] and len(lines[0]["features"]) == 96
+    assert [line.get("label_1", "") for line in lines] == [row["label_1"] for row in rows] and len(
+        lines[0]["features"]
+    ) == 96
     cli("predict", run / "model", folder, "--output", "p.parquet", "--tta", "--features", "--explain", "why", check=0)
     pictures = sorted((tmp_path / "why").iterdir())
     assert len(pictures) == 15 and Image.open(pictures[0]).size == (64, 32)
@@ -197,7 +221,8 @@ def test_predict_imports_torch_but_neither_lightning_nor_torchvision(run, photos
     code = (
         "import sys; from mixer_finetune.cli.main import main\n"
         f"assert main({['predict', str(run), str(photos), '--output', 'p.csv']!r}) == 0\n"
-        "assert 'torch' in sys.modules and not {'lightning', 'torchvision', 'matplotlib'} & set(sys.modules), 'heavy import'"
+        "assert 'torch' in sys.modules\n"
+        "assert not {'lightning', 'torchvision', 'matplotlib'} & set(sys.modules), 'heavy import'"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
@@ -206,7 +231,19 @@ def test_predict_imports_torch_but_neither_lightning_nor_torchvision(run, photos
 
 def test_predict_compiled_and_in_bf16_gives_the_same_answers(run, cli, photos, tmp_path):
     cli("predict", run, photos, "--output", "plain.csv", check=0)
-    cli("predict", run, photos, "--output", "fast.csv", "--compile", "--precision", "bf16-mixed", "--batch_size", 32, check=0)
+    cli(
+        "predict",
+        run,
+        photos,
+        "--output",
+        "fast.csv",
+        "--compile",
+        "--precision",
+        "bf16-mixed",
+        "--batch_size",
+        32,
+        check=0,
+    )
     plain, fast = (list(csv.DictReader((tmp_path / name).open(newline=""))) for name in ("plain.csv", "fast.csv"))
     assert len(plain) == len(fast) == 48  # of which the second batch is half full
     for one, other in zip(plain, fast, strict=True):
@@ -217,9 +254,12 @@ def test_predict_compiled_and_in_bf16_gives_the_same_answers(run, cli, photos, t
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--precision", "fp8"], "--precision must be 32-true or bf16-mixed"),
+        (["--precision", "fp8"], "32-true or bf16-mixed"),
+        (["--top_k", "0"], "top_k must be 1 or more, got 0"),
+        (["--device", "abacus"], "use --device cpu, or cuda"),
+        (["--source", "digits"], "give either files or --source"),
         (["--output", "p.xlsx"], "must end in .csv, .jsonl, .parquet"),
-        (["--features"], "--features needs"),
+        (["--features"], "give --output a name that ends in .jsonl or .parquet"),
         (["--resume"], "leave out --resume"),
         (["--output", "nowhere/p.csv"], "can't be written"),
     ],
@@ -227,6 +267,20 @@ def test_predict_compiled_and_in_bf16_gives_the_same_answers(run, cli, photos, t
 def test_predict_refuses_in_one_line(run, cli, photos, words, says):
     result = cli("predict", run, photos / "red", *words, check=2)
     assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_an_interrupted_predict_says_how_to_go_on(run, photos, tmp_path, monkeypatch):
+    def stop(self, images):
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictor, "__call__", stop)
+        with pytest.raises(Interrupted) as stopped:
+            predict(str(run), str(photos), output="p.csv")
+    assert stopped.value.advice == f"go on with: mixer-finetune predict {run} ... --output p.csv --resume"
+    assert predict(str(run), str(photos), output="p.csv", resume=True) == 0
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 49
 
 
 def test_predict_killed_and_resumed_writes_what_one_never_interrupted_writes(run, cli, begin, photos, tmp_path):

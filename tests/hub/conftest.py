@@ -14,7 +14,9 @@ ASSETS = Path(__file__).resolve().parents[2] / "mixer_finetune" / "assets"
 
 def files_of(folder):
     """A folder as a repository holds it: path to content."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def hub_environment(hub, environment, tmp_path_factory):
 
 @pytest.fixture
 def forked_run(hub, hub_environment, tmp_path):
-    """Run a function in a process of its own in front of the Hub, in an empty folder; no token may show in what it prints."""
+    """Run a function in a process of its own, in an empty folder, in front of the Hub; it must print no token."""
 
     def run(target, *arguments, timeout=120, **changes):
         result = forked.start(target, arguments, {**hub_environment, **changes}, tmp_path).finished(timeout)

@@ -21,7 +21,9 @@ Action = Callable[[Callable[[], Response]], Response]
 NO_REPLY = Response(0)
 
 
-def status(code: int, retry_after: int | None = None, message: str = "injected", error_code: str | None = None) -> Action:
+def status(
+    code: int, retry_after: int | None = None, message: str = "injected", error_code: str | None = None
+) -> Action:
     """Nothing is done, and an error comes back."""
     headers = {"Content-Type": "application/json"}
     headers |= {"Retry-After": str(retry_after)} if retry_after is not None else {}
@@ -120,7 +122,11 @@ class Faults:
         """The action for a request, if one waits for it."""
         with self._lock:
             for fault in self.waiting:
-                if fault.method in (None, request.method) and fault.path.search(request.path) and fault.times != fault.count:
+                if (
+                    fault.method in (None, request.method)
+                    and fault.path.search(request.path)
+                    and fault.times != fault.count
+                ):
                     fault.count += 1
                     return fault.action
         return None

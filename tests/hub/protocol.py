@@ -46,7 +46,9 @@ class Response:
 class Refusal(Exception):
     """An error of the Hub: status, `X-Error-Code` and message."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         named = {"X-Error-Code": code} if code else {}
         self.response = Response(
@@ -75,4 +77,6 @@ def ranged(request: Request, content: bytes, headers: dict[str, str]) -> Respons
         first, last = max(len(content) - int(match[2]), 0), len(content) - 1
     if first > last:
         raise Refusal(416, "Range not satisfiable", headers={"Content-Range": f"bytes */{len(content)}"})
-    return Response(206, content[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{len(content)}"})
+    return Response(
+        206, content[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{len(content)}"}
+    )

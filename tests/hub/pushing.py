@@ -1,4 +1,4 @@
-"""Pushing to the loopback Hub: accounts, repositories, uploads of LFS files, commits, pull requests, branches and tags."""
+"""Pushing to the loopback Hub: accounts, repositories, uploads of LFS files, commits, pull requests, branches, tags."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reading from the loopback Hub: repositories, revisions, trees and files.
 
-Names, status codes and headers are the Hub's, as far as huggingface_hub 2 and datasets 5 use them, without xet. In the routes
-a repository is `T/R` with T `models` or `datasets` and R `user/name`; a revision is one quoted part of the path.
+Names, status codes and headers are the Hub's, as far as huggingface_hub 2 and datasets 5 use them, without xet. In the
+routes a repository is `T/R` with T `models` or `datasets` and R `user/name`; a revision is one quoted part of the path.
 """
 
 from __future__ import annotations
@@ -97,12 +97,17 @@ class ReadingApi:
             if request.query.get("blobs"):
                 sibling |= {"size": len(content), "blobId": blob_id(path, content)}
                 if is_lfs(path, len(content)):
-                    sibling["lfs"] = {"sha256": sha256(content), "size": len(content), "pointerSize": len(lfs_pointer(content))}
+                    sibling["lfs"] = {
+                        "sha256": sha256(content),
+                        "size": len(content),
+                        "pointerSize": len(lfs_pointer(content)),
+                    }
             siblings.append(sibling)
         card = front_matter(commit.files.get("README.md", b"").decode())
         return json_response(
             {
-                "id": repository.id, "sha": commit.id, "siblings": siblings, "cardData": card, "tags": card.get("tags", []),
+                "id": repository.id, "sha": commit.id, "siblings": siblings,
+                "cardData": card, "tags": card.get("tags", []),
                 "private": repository.private, "gated": "manual" if repository.gated else False,
             }
         )  # fmt: skip
@@ -151,7 +156,9 @@ class ReadingApi:
         commit = self._at(repository, revision)
         headers = {"X-Repo-Commit": commit.id}
         if not repository.is_open_to(self._user(request)):
-            raise Refusal(403 if self._user(request) else 401, f"Access to {repo_id} is restricted", "GatedRepo", headers)
+            raise Refusal(
+                403 if self._user(request) else 401, f"Access to {repo_id} is restricted", "GatedRepo", headers
+            )
         content = commit.files.get(path)
         if content is None:
             raise Refusal(404, f"{path} does not exist on {revision}", "EntryNotFound", headers)
@@ -159,7 +166,11 @@ class ReadingApi:
             return ranged(request, content, {**headers, "ETag": f'"{blob_id(path, content)}"'})
         oid = sha256(content)
         self.objects[oid] = content
-        linked = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content)), "ETag": f'"{blob_id(path, content)}"'}
+        linked = {
+            "X-Linked-Etag": f'"{oid}"',
+            "X-Linked-Size": str(len(content)),
+            "ETag": f'"{blob_id(path, content)}"',
+        }
         # The name is there for those who read the list of requests; the Hub has it in the query.
         location = f"{self.storage}/objects/{oid}/{quote(path)}"
         return Response(302, f"Found. Redirecting to {location}".encode(), {**headers, **linked, "Location": location})

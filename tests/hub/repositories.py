@@ -134,7 +134,9 @@ class Repository:
         (self.pull_requests if revision.startswith("refs/pr/") else self.branches)[revision] = commit.id
         return commit.id
 
-    def open_pull_request(self, base: str, files: dict[str, bytes], delete: tuple[str, ...], message: str) -> tuple[int, str]:
+    def open_pull_request(
+        self, base: str, files: dict[str, bytes], delete: tuple[str, ...], message: str
+    ) -> tuple[int, str]:
         """A commit on top of `base`, under a new `refs/pr/N`; returns N and the commit's id."""
         number = len(self.pull_requests) + 1
         self.pull_requests[f"refs/pr/{number}"] = self.at(base).id

@@ -71,6 +71,63 @@ def test_a_push_is_one_commit_of_the_model_and_nothing_private(push, hub, run):
     assert metadata["library_name"] == "mixer_finetune" and "does not load in timm" in card
 
 
+PLACE = "/home/me/private_place/shapes"
+HOLDING_PATHS = {
+    "data": {"image_root": "private_place/shapes", "splits": [PLACE, {PLACE: f"root={PLACE}/a b, n=3"}]},
+    "optimizer": {
+        "class_path": "mine.Adam",
+        "init_args": {"log": "~/private_place/log.txt", "to": "../private_place/x"},
+    },
+    "extra": {
+        "callbacks": [{"class_path": "mine.Watch", "init_args": {"folder": PLACE, "monitor": "val/accuracy"}}],
+        "texts": [
+            "private_place/the shapes",
+            "root=private_place/shapes, n=3",
+            f"file://{PLACE}",
+            f"read {PLACE}/a.jpg",
+            r"C:\private_place\shapes",
+            f"in:{PLACE}",
+            f"//{PLACE}",
+            "https://example.org/kept/as/it/is",
+            "someone/nano",
+            "a/b or 1/2",
+        ],
+    },
+}
+
+
+def test_a_path_in_any_option_is_cut_to_its_last_part(push, hub, run, tmp_path):
+    """In lists, keys, nested options and inside a text; also a relative path that leads somewhere."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= HOLDING_PATHS["data"]
+    config |= {key: HOLDING_PATHS[key] for key in ("optimizer", "extra")}
+    config["trainer"]["callbacks"] = HOLDING_PATHS["extra"]["callbacks"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for name in ("shapes", "the shapes"):
+        (tmp_path / "private_place" / name).mkdir(parents=True)
+    push(check=0)
+    sent = yaml.safe_load(remote(hub).head.files["config.yaml"])
+    assert "private_place" not in yaml.safe_dump(sent) and "/home" not in yaml.safe_dump(sent)
+    assert sent["data"]["image_root"] == "shapes"
+    assert sent["data"]["splits"] == ["shapes", {"shapes": "root=a b, n=3"}]
+    assert sent["optimizer"] == {"class_path": "mine.Adam", "init_args": {"log": "log.txt", "to": "x"}}
+    assert sent["extra"]["callbacks"][0]["init_args"] == {"folder": "shapes", "monitor": "val/accuracy"}
+    kept = HOLDING_PATHS["extra"]["texts"][-3:]
+    cut = ["the shapes", "root=shapes, n=3", "shapes", "read a.jpg", "shapes", "in:shapes", "shapes"]
+    assert sent["extra"]["texts"] == [*cut, *kept]
+    assert [sent["trainer"][name] for name in ("logger", "callbacks", "plugins")] == [None] * 3
+
+
+def test_results_of_a_part_of_the_split_are_pushed_by_force_alone(push, hub, run):
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({**results, "split_samples": 10_000}))
+    refused = push(check=2)
+    assert "images of the split; evaluate all of it, or push them with --force" in refused.stderr
+    assert remote(hub) is None
+    push("--force", check=0)
+    assert whole(remote(hub))
+
+
 def test_names_of_classes_that_look_like_paths_are_sent_as_they_are(push, hub, run):
     names = ["/m/01g317", "../b", "red <b>"]
     for path, key in ((run / "model" / "config.json", "label_names"), (run / "results.json", "classes")):
@@ -158,7 +215,13 @@ def test_a_commit_that_fails_in_passing_is_made_exactly_once(push, hub, fault):
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "whoami"), ("POST", "repos/create"), ("GET", "/api/models/"), ("POST", "preupload"), ("PUT", "^/objects/")],
+    [
+        ("GET", "whoami"),
+        ("POST", "repos/create"),
+        ("GET", "/api/models/"),
+        ("POST", "preupload"),
+        ("PUT", "^/objects/"),
+    ],
 )
 @pytest.mark.parametrize("fault", ["503", "drop", "stall"])
 def test_a_failure_in_passing_anywhere_else_is_tried_again(push, hub, method, path, fault):
@@ -218,7 +281,9 @@ def test_fit_checks_the_push_before_training_and_pushes_after(cli, hub, hub_envi
     assert yaml.safe_load(remote(hub, "someone/fresh").head.files["config.yaml"])["push"] is None
 
 
-def test_timm_transformers_and_we_give_equal_probabilities(command, tmp_path, hub, hub_environment, environment, someone):
+def test_timm_transformers_and_we_give_equal_probabilities(
+    command, tmp_path, hub, hub_environment, environment, someone
+):
     pytest.importorskip("transformers")
     run = fitted(
         tmp_path, environment, "--model.backbone", "gmlp_ti16_224", "--model.image_size", "64", "--data.crop_pct", "0.9"
@@ -228,7 +293,11 @@ def test_timm_transformers_and_we_give_equal_probabilities(command, tmp_path, hu
     command("push", run, "someone/tiny", "--private", check=0, HF_TOKEN=someone.token)
     image = next((tmp_path / "private_place" / "shapes" / "blue").iterdir())
     done = subprocess.run(
-        [sys.executable, str(script), "someone/tiny", str(image)], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, str(script), "someone/tiny", str(image)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout.splitlines()[-1])

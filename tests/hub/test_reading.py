@@ -17,7 +17,7 @@ TINY = (
 
 @pytest.fixture
 def digits_nano(nano):
-    """`someone/nano` with the names of the digits as labels in its newest commit, and those of objects in the one before."""
+    """`someone/nano`, whose newest commit has the names of digits as labels; the one before has those of objects."""
     config = json.loads(nano.head.files["config.json"]) | {"label_names": DIGITS}
     nano.commit({"config.json": json.dumps(config).encode()})
     return nano
@@ -38,7 +38,9 @@ def test_fit_records_the_commits_and_runs_again_offline(
     results = results_of(tmp_path, "first")
     assert results["backbone"]["revision"] == digits_nano.head.id and results["data"]["revision"] == digits.head.id
     assert results["backbone"]["source"] == "someone/nano" and results["steps"] == 2
-    (config,) = (tmp_path / "runs" / "first").glob("*/config.yaml")  # repeats this run even when the branches have moved on
+    (config,) = (tmp_path / "runs" / "first").glob(
+        "*/config.yaml"
+    )  # repeats this run even when the branches have moved on
     pinned = yaml.safe_load(config.read_text())
     assert [pinned[group]["revision"] for group in ("model", "data")] == [digits_nano.head.id, digits.head.id]
 
@@ -74,7 +76,9 @@ def test_a_revision_is_honoured_on_the_hub_and_in_the_cache(load, digits_nano, d
     assert old["data"] == {"commit": old_data, "images": {"train": 1438, "test": 359}}
     # The old one was prepared last, which is the one that datasets would give offline.
     assert load("someone/nano", "someone/digits", HF_HUB_OFFLINE="1") == new
-    assert load("someone/nano", "someone/digits", model_revision=old_model, data_revision="v1", HF_HUB_OFFLINE="1") == old
+    assert (
+        load("someone/nano", "someone/digits", model_revision=old_model, data_revision="v1", HF_HUB_OFFLINE="1") == old
+    )
 
 
 def test_a_data_set_without_a_card_is_read(load, hub, digits):
@@ -86,14 +90,15 @@ def test_a_data_set_without_a_card_is_read(load, hub, digits):
 
 
 def test_configurations_are_kept_apart_offline(load, hub, digits):
-    card = (
-        b"---\nconfigs:\n- {config_name: big, data_files: data/train-*}\n- {config_name: small, data_files: data/test-*}\n---\n"
-    )
-    digits.commit({"README.md": card})
+    configs = [
+        {"config_name": "big", "data_files": "data/train-*"},
+        {"config_name": "small", "data_files": "data/test-*"},
+    ]
+    digits.commit({"README.md": f"---\n{yaml.safe_dump({'configs': configs})}---\n".encode()})
     big, small = (load(data="someone/digits", data_config=config) for config in ("big", "small"))
     assert [found["data"]["images"] for found in (big, small)] == [{"train": 1438}, {"train": 359}]
     assert load(data="someone/digits", data_config="big", HF_HUB_OFFLINE="1") == big
-    assert_one_line(load(data="someone/digits", HF_HUB_OFFLINE="1"), "choose big or small by --data.config")
+    assert_one_line(load(data="someone/digits", HF_HUB_OFFLINE="1"), "use config big or small")
     assert_one_line(load(data="someone/digits", data_config="huge", HF_HUB_OFFLINE="1"), "is not in the cache")
 
 
@@ -107,12 +112,18 @@ REFUSALS = {
     "no such model": (("someone/none", None), "no model 'someone/none' on the Hub"),
     "no such data set": ((None, "someone/none"), "no data set 'someone/none' on the Hub"),
     "not an id": (("a--b/c..d", None), "'a--b/c..d' is not the id of a model on the Hub"),
-    "no such revision of the model": (("someone/nano", None, "v9"), "has no such revision; check --model.revision"),
-    "no such revision of the data set": ((None, "someone/digits", "v9"), "has no such revision; check --data.revision"),
+    "no such revision of the model": (("someone/nano", None, "v9"), "has no such revision; change --model.revision"),
+    "no such revision of the data set": (
+        (None, "someone/digits", "v9"),
+        "has no such revision; change --data.revision",
+    ),
     "gated model": (("other/gated", None), "is gated: ask for access at {hub}/other/gated, then set HF_TOKEN"),
-    "gated data set": ((None, "other/gated"), "is gated: ask for access at {hub}/datasets/other/gated, then set HF_TOKEN"),
-    "private model": (("other/hidden", None), "or it is private: check --model.backbone, or set HF_TOKEN"),
-    "private data set": ((None, "other/hidden"), "or it is private: check --data.source, or set HF_TOKEN"),
+    "gated data set": (
+        (None, "other/gated"),
+        "is gated: ask for access at {hub}/datasets/other/gated, then set HF_TOKEN",
+    ),
+    "private model": (("other/hidden", None), "or it is private; check --model.backbone, or set HF_TOKEN"),
+    "private data set": ((None, "other/hidden"), "or it is private; check --data.source, or set HF_TOKEN"),
     "model without config.json": (("other/weights", None), "lacks a file that is needed, config.json"),
     "model without weights": (("other/config", None), "lacks a file that is needed, model.safetensors"),
     "data set without data": ((None, "other/empty"), "can't be read as an image data set"),
@@ -161,7 +172,9 @@ def test_a_token_decides_what_can_be_read_and_never_shows(load, hub, nano):
 
 def test_offline_what_is_not_in_the_cache_is_named(load, hub, nano, digits):
     assert_one_line(load("someone/nano", HF_HUB_OFFLINE="1"), "the model 'someone/nano' is not in the cache")
-    assert_one_line(load(data="someone/digits", HF_HUB_OFFLINE="1"), "the data set 'someone/digits' is not in the cache")
+    assert_one_line(
+        load(data="someone/digits", HF_HUB_OFFLINE="1"), "the data set 'someone/digits' is not in the cache"
+    )
     assert not hub.requests
 
 
@@ -188,4 +201,7 @@ def test_weights_whose_tag_misleads_come_with_a_warning(command, hub, nano):
     hub.add_repository("model", name, nano.head.files)
     shown = command("fit", "--model.backbone", name, "--data.source", "digits", *TINY, check=0).stdout
     assert f"warning    {name}: the tag says ImageNet-21k, but the accuracy matches" in shown
-    assert "warning" not in command("fit", "--model.backbone", "someone/nano", "--data.source", "digits", *TINY, check=0).stdout
+    assert (
+        "warning"
+        not in command("fit", "--model.backbone", "someone/nano", "--data.source", "digits", *TINY, check=0).stdout
+    )

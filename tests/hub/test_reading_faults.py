@@ -1,4 +1,4 @@
-"""Reads of the Hub while it fails: what passes is overcome, what stays is one line, and damaged files are never taken."""
+"""Reads of the Hub while it fails: transient faults are overcome, others are one line, damaged files never taken."""
 
 import os
 from pathlib import Path
@@ -78,7 +78,9 @@ def test_a_fault_that_passes_does_not_keep_the_data_away(case, load, hub, digits
 def test_a_hub_that_stays_down_is_one_line_and_leaves_no_run(command, hub, tmp_path):
     hub.stop()
     for model, data in (("someone/nano", "digits"), ("mixer_nano", "someone/digits")):
-        result = command("fit", "--model.backbone", model, "--data.source", data, "--trainer.accelerator", "cpu", check=2)
+        result = command(
+            "fit", "--model.backbone", model, "--data.source", data, "--trainer.accelerator", "cpu", check=2
+        )
         assert_one_line(result.stderr, f"the Hub ({hub.endpoint}) can't be reached", "(", "refused")
     assert not (tmp_path / "runs").exists()
 
@@ -118,7 +120,9 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(load, hub, nano, hub_envir
     content = bytearray(weights.read_bytes())
     content[-1] ^= 0xFF
     weights.write_bytes(content)
-    assert_one_line(load("someone/nano", HF_HUB_OFFLINE="1"), "model.safetensors of 'someone/nano' is damaged in the cache")
+    assert_one_line(
+        load("someone/nano", HF_HUB_OFFLINE="1"), "model.safetensors of 'someone/nano' is damaged in the cache"
+    )
     fetched = len(hub.requested("GET", STORED))
     assert load("someone/nano") == good and len(hub.requested("GET", STORED)) == fetched + 1
     assert os.path.islink(weights)

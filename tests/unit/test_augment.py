@@ -97,7 +97,9 @@ def test_the_evaluation_crop_is_timms(image_size, crop_pct, shape):
     ours = normalize(
         to_tensor(evaluation_crop(Image.fromarray(pixels), Preprocessing(image_size, crop_pct=crop_pct)))[None], PLAIN
     )
-    transform = create_transform((3, *image_size), interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1), crop_pct=crop_pct)
+    transform = create_transform(
+        (3, *image_size), interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1), crop_pct=crop_pct
+    )
     assert torch.allclose(ours[0], transform(Image.fromarray(pixels)), atol=1e-6)
 
 

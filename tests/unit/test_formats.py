@@ -1,4 +1,4 @@
-"""Files that others publish: what each layout holds is written here from a backbone of ours, and must load as that backbone."""
+"""Files that others publish: each layout is written here from a backbone of ours, and must load as that backbone."""
 
 import re
 
@@ -47,7 +47,7 @@ def flax_arrays(model, old_layout=False):
 
 
 def reference_mixer(arrays, images, patch):
-    """The Mixer in NumPy, from the paper's equations 1 and the Flax code's conventions: tanh GELU, epsilon 1e-6, NHWC."""
+    """The Mixer in NumPy, from the paper's equations 1 and as the Flax code has it: tanh GELU, epsilon 1e-6, NHWC."""
 
     def gelu(x):
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
@@ -81,7 +81,8 @@ def test_a_flax_file_gives_flaxs_outputs(old_layout, tmp_path):
     images = torch.randn(2, 3, 64, 64)
     expected = reference_mixer(flax_arrays(model), images.permute(0, 2, 3, 1).double().numpy(), 32)
     error, error_of_exact_gelu = (
-        np.abs(outputs(images).detach().numpy() - expected).max() / np.abs(expected).max() for outputs in (loaded, model)
+        np.abs(outputs(images).detach().numpy() - expected).max() / np.abs(expected).max()
+        for outputs in (loaded, model)
     )
     assert error < 1e-5
     assert error_of_exact_gelu > 5 * error and error_of_exact_gelu > 2e-5  # the form matters
@@ -135,7 +136,7 @@ def test_a_missing_and_an_unknown_key_are_named(tmp_path):
     with pytest.raises(UserError, match=r"missing blocks\.3\.mlp_tokens\.fc2\.bias"):
         load_backbone(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", **arrays, **{"Transformer/posembed": np.zeros(3)})
-    with pytest.raises(UserError, match="holds 'Transformer/posembed', which no Mixer has"):
+    with pytest.raises(UserError, match="holds 'Transformer/posembed', which is in no Flax file of a mixer"):
         load_backbone(tmp_path / "b.npz")
 
 
@@ -161,7 +162,9 @@ def test_weights_of_another_family_or_size_are_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "resnet.pth")
     with pytest.raises(UserError, match="no weights of a known family .*: it begins with conv1.weight"):
         load_backbone(tmp_path / "resnet.pth")
-    state = {key: value for key, value in random_backbone("mixer_s32_224", 64).state_dict().items() if "blocks.7" not in key}
+    state = {
+        key: value for key, value in random_backbone("mixer_s32_224", 64).state_dict().items() if "blocks.7" not in key
+    }
     torch.save(state, tmp_path / "short.pth")
     with pytest.raises(UserError, match="a mixer of 7 blocks, 512 channels and 4 tokens, which is no architecture"):
         load_backbone(tmp_path / "short.pth")

@@ -72,14 +72,14 @@ def test_folders_of_images_give_one_class_a_folder(photos):
     ("columns", "options", "message"),
     [
         ({"images": ()}, {}, "no image column among label"),
-        ({"images": ("left", "right")}, {}, "several image columns: left, right; choose one with --data.image_column"),
+        ({"images": ("left", "right")}, {}, "several image columns: left, right; choose one with image_column"),
         ({"labels": {"size": [0, 1] * 2, "shape": [0, 1] * 2}}, {}, "several label columns: size, shape; choose one"),
         ({"labels": {"caption": ["x"] * 4}}, {}, "no label column among image, caption"),
-        ({}, {"label_column": "lable"}, "--data.label_column 'lable' is not a label column; candidates: label"),
-        ({}, {"image_column": "label"}, "--data.image_column 'label' is not an image column"),
+        ({}, {"label_column": "lable"}, "'lable' is not a label column; candidates: label"),
+        ({}, {"image_column": "label"}, "'label' is not an image column; image columns: image; change image_column"),
         ({"labels": {"label": [0, 1, -1, 1]}, "names": None}, {}, "1 of 4 labels in column 'label' of split 'train'"),
         ({"labels": {"label": [0, None, 1, 1]}}, {}, "1 of 4 labels in column 'label' of split 'train'"),
-        ({}, {"splits": {"train": "trian"}}, "there is no split 'trian'; --data.train_split must be one of train"),
+        ({}, {"splits": {"train": "trian"}}, "there is no split 'trian'; use train_split train"),
     ],
 )
 def test_what_can_not_be_used_is_one_line_that_names_the_option(tmp_path, columns, options, message):
@@ -92,7 +92,9 @@ def test_what_can_not_be_used_is_one_line_that_names_the_option(tmp_path, column
 def test_an_unlabelled_test_split_is_left_out(tmp_path):
     labels = {"label": [-1, -1]}
     path = save(
-        tmp_path / "d", train=table(labels={"label": [0, 1, 0, 1]}, names=None), test=table(2, labels=labels, names=None)
+        tmp_path / "d",
+        train=table(labels={"label": [0, 1, 0, 1]}, names=None),
+        test=table(2, labels=labels, names=None),
     )
     assert set(open_source(path).splits) == {"train"}
 
@@ -107,7 +109,7 @@ def test_an_empty_split_and_a_class_without_training_samples_are_named(tmp_path)
 
 
 def test_a_source_that_does_not_exist_or_holds_no_images_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="'digit' does not exist .did you mean digits"):
+    with pytest.raises(UserError, match="there is no data 'digit' .did you mean digits"):
         open_source("digit")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("hello")
