@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,10 +135,10 @@ def batch_dataset(
 
 
 class EpochLoader(DataLoader[Batch]):
-    """A loader that asks where to begin whenever it is iterated.
+    """A loader that asks where to begin when the first batch of an iteration is asked for.
 
-    Lightning tells epochs only to samplers of its own kind, and creates the first iterator of a resumed run before it
-    tells anything; workers begin to fetch at that moment.
+    Lightning tells epochs only to samplers of its own kind. It makes the first iterator of a run before it tells
+    anything, and before its batch size finders set the size that they try.
 
     Args:
         begin: Puts the sampler where the run is.
@@ -155,9 +155,7 @@ class EpochLoader(DataLoader[Batch]):
     def __iter__(self) -> Any:
         if self._begin is not None:
             self._begin()
-        return self._timed(super().__iter__())
-
-    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        batches = super().__iter__()
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)

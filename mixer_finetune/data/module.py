@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -221,15 +221,15 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the training split, from where a resumed run stopped."""
-        plan = self.train_batches
-        if self.trainer:  # finders of Lightning's try one batch size after the other
-            self.trainer.accumulate_grad_batches = plan.accumulate
-        self._train_loader = self._loader("train", plan, self.augmentation, begin=self._begin_epoch)
+        batches = _CurrentBatches(self)
+        self._train_loader = self._loader("train", batches, self.augmentation, begin=self._begin_epoch)
         return self._train_loader
 
     def _begin_epoch(self) -> None:
         """Put the sampler at the run's epoch, behind what a resumed run has done of it."""
         epoch = self.trainer.current_epoch if self.trainer else 0
+        if self.trainer:
+            self.trainer.accumulate_grad_batches = self.train_batches.accumulate
         resumed_epoch, done = self._resume_at or (None, 0)
         if epoch != resumed_epoch:
             self.train_batches.start_at(epoch)
@@ -346,7 +346,7 @@ class ImageDataModule(pl.LightningDataModule):
         Raises:
             UserError: An epoch is cut into other micro-batches than when the run was interrupted.
         """
-        if state_dict:
+        if state_dict.get("batches_done"):  # at the start of an epoch it may be cut otherwise, as batch size finders do
             before, now = state_dict["batches"], len(self.train_batches)
             if before != now:
                 raise UserError(
@@ -354,3 +354,22 @@ class ImageDataModule(pl.LightningDataModule):
                     advice="resume with the same {batch_size}, {micro_batch_size} and {trainer.devices}, or begin anew",
                 )
             self._resume_at = (state_dict["epoch"], state_dict["batches_done"])
+
+
+class _CurrentBatches:
+    """The plan of an epoch as it is when the epoch begins.
+
+    Lightning's batch size finders change the batch size after the loader was made.
+
+    Args:
+        data: Whose plan.
+    """
+
+    def __init__(self, data: ImageDataModule) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data.train_batches)
+
+    def __len__(self) -> int:
+        return len(self.data.train_batches)

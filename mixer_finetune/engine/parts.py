@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._actions import ActionConfigFile
+from jsonargparse.typing import register_type
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -36,6 +38,8 @@ from mixer_finetune.training.precision import use_fast_float32
 from mixer_finetune.training.progress import Bar, Narrator, Unprofiled
 
 # What a fine-tuning run wants of Lightning's Trainer where nothing else is said.
+register_type(torch.device)  # a default of Lightning's averages, to be written into config.yaml
+
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 10,
     "gradient_clip_val": 1.0,  # the paper's global norm
@@ -276,7 +280,7 @@ def build(cli: MixerCLI, root: Path) -> Parts:
     pl.seed_everything(cli.options.seed_everything, workers=True, verbose=False)
     config = cli.plain()
     with _explaining():
-        parts = cli.parser.instantiate_classes(cli.config.clone())
+        parts = cli.parser.instantiate(cli.config.clone())
         seed = cli.options.seed_everything
         data = _made(cli.classes["data"], parts["data"], seed)
         model = _made(cli.classes["model"], parts["model"], seed)

@@ -6,6 +6,8 @@ import logging
 import os
 import warnings
 
+_CHATTY = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric")
+_FINDERS = "lightning.pytorch.trainer.connectors.checkpoint_connector"  # how they restore what they tried on
 _MEANT = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -15,6 +17,7 @@ _MEANT = (
     ".*`isinstance\\(treespec, LeafSpec\\)`.*",
     ".*Total length of `.*` across ranks is zero.*",
     ".*method of metric .* was called before.*",  # by a process without images; all of them together are looked at
+    ".*SWA is currently only supported every epoch.*",  # it puts a schedule by epochs in place
     ".*dataloader is not resumable.*",  # it is, by its own means: see ImageDataModule
     ".*WeightAveraging callback with a model that overrides the configure_model.*",  # nothing is sharded there
 )
@@ -23,7 +26,12 @@ _MEANT = (
 def quiet() -> None:
     """Leave such notices out from now on."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+        "lightning.fabric",
+        _FINDERS,
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _MEANT:
         warnings.filterwarnings("ignore", message=message)

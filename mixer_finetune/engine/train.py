@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, Timer, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mixer_finetune.backbones.folder import save_model_folder
@@ -44,7 +44,7 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     trainer, model, data = parts.trainer, parts.model, parts.data
     data.trainer = trainer  # Lightning does so only in its fit
     planned_steps = model_steps(parts)
-    _check_averages(trainer, planned_steps)
+    _check_callbacks(trainer, planned_steps)
     _check_monitors(parts)
     if trainer.is_global_zero:
         _forget_results(run)
@@ -82,9 +82,12 @@ def model_steps(parts: Parts) -> int | None:
     return getattr(parts.data, "total_steps", None)
 
 
-def _check_averages(trainer: pl.Trainer, steps: int | None) -> None:
-    """Refuse averages of weights that would never begin: the model would end with its initial weights."""
+def _check_callbacks(trainer: pl.Trainer, steps: int | None) -> None:
+    """Refuse what would train something else than was meant."""
     for callback in callbacks_of(trainer):
+        if isinstance(callback, GradientAccumulationScheduler):
+            problem = "GradientAccumulationScheduler can't change how batches are cut"
+            raise UserError(problem, advice="set {data.batch_size}, which a step takes, and {data.micro_batch_size}")
         start = getattr(callback, "update_starting_at_step", None)
         if isinstance(callback, WeightAveraging) and start is not None and steps is not None and start >= steps:
             name = type(callback).__name__

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.folder import model_config
+from mixer_finetune.backbones.foreign import load_checkpoint
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.batches import Batch
@@ -165,6 +166,12 @@ class MixerClassifier(pl.LightningModule):
     def _datamodule(self) -> Any:
         return getattr(self._trainer, "datamodule", None)
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Fit the head before callbacks copy the model, as Lightning's averages do in their setup."""
+        if self._trainer is not None and getattr(self._datamodule, "label_names", None) is not None:
+            self.configure_model()
+        return []
+
     def configure_model(self) -> None:
         """Fit the head to the classes that the data names.
 
@@ -294,6 +301,11 @@ class MixerClassifier(pl.LightningModule):
         if len(batch[0]):  # else none of its images could be decoded
             self.dev.update(self(batch[0]), batch[1])
 
+    def on_validation_epoch_start(self) -> None:
+        """Show the training's means beside the dev metrics that are to come."""
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._log.begin_validation(self)
+
     def on_validation_epoch_end(self) -> None:
         """Log dev metrics and loss, over the whole split and all devices."""
         self.log_dict(self._measured(self.dev, "dev"))
@@ -342,5 +354,9 @@ class MixerClassifier(pl.LightningModule):
             *args: As LightningModule.load_from_checkpoint.
             **kwargs: As LightningModule.load_from_checkpoint.
         """
+        given = "backbone" in kwargs
         kwargs.setdefault("backbone", load_backbone(checkpoint_path))
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        module: MixerClassifier = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        if not given:  # it was made from what the checkpoint was made from
+            module.hparams["backbone"] = load_checkpoint(Path(checkpoint_path))["hyper_parameters"]["backbone"]
+        return module

@@ -38,10 +38,11 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
 def _training(trainer: pl.Trainer, model: Any, data: Any) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    text = f"{trained:,} of {total:,} parameters, {model.run_steps:,} steps"
+    steps = model.run_steps
+    text = f"{trained:,} of {total:,} parameters, {steps:,} step{'s' if steps > 1 else ''}"
     if (plan := getattr(data, "train_batches", None)) is not None:
         share = -(-plan.n // plan.steps)
-        text += f" ({model.run_steps / plan.steps:.3g} epochs), {share} images a step"
+        text += f" ({_epochs(steps / plan.steps)}), {share} images a step"
         text += f" = {trainer.world_size} device(s) x {plan.accumulate} micro-batch(es)"
     wanted = model.hparams.warmup_steps
     for config in trainer.lr_scheduler_configs:
@@ -49,6 +50,10 @@ def _training(trainer: pl.Trainer, model: Any, data: Any) -> str:
         if taken < wanted:
             text += f"; warm-up shortened from {wanted} to {taken} steps, a tenth of the run"
     return text
+
+
+def _epochs(number: float) -> str:
+    return "1 epoch" if number == 1 else f"{number:.3g} epochs" if number > 1 else f"{number:.0%} of an epoch"
 
 
 def _device(trainer: pl.Trainer, precision_note: str | None) -> str:

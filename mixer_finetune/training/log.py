@@ -52,10 +52,20 @@ class TrainingLog:
             if ends_epoch:  # for callbacks at validation; the loggers get it when the epoch has ended
                 module.log_dict(self._drain_epoch(), logger=False)
 
+    def begin_validation(self, module: pl.LightningModule) -> None:
+        """Show callbacks the means of the epoch so far, where validation comes before its end."""
+        sums = self._epoch
+        if self._recent is not None:
+            recent: Tensor = module.trainer.strategy.reduce(self._recent, reduce_op="sum")
+            sums = recent.double() if sums is None else sums + recent
+        if sums is not None:
+            module.log_dict(_means(sums.float(), "_epoch"), logger=False)
+
     def end_epoch(self, module: pl.LightningModule) -> None:
         """Give the epoch's means to the loggers."""
         if self._recent is not None:  # something else ended the epoch, before its last step
             self._drain(module)
+        if self._epoch is not None:
             self._drain_epoch()
         module.log_dict(self._epoch_means)
 

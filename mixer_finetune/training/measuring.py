@@ -42,8 +42,9 @@ class SplitMetrics(nn.Module):
     def compute(self) -> dict[str, Tensor]:
         """Each metric and the loss by name; a new split begins."""
         values = {**self.metrics.compute(), f"{self.prefix}loss": self.loss.compute()}
-        self.metrics.reset()
-        self.loss.reset()
+        with torch.inference_mode(False):  # else a `validate` before `fit` leaves tensors that training may not change
+            self.metrics.reset()
+            self.loss.reset()
         return values
 
 
@@ -78,6 +79,7 @@ class Answers(nn.Module):
     def compute(self) -> Tensor:
         """The table over all devices, (n, 2 + 2k), on the CPU; a new split begins."""
         table: Tensor = self.rows.compute().cpu()
-        self.rows.reset()
+        with torch.inference_mode(False):
+            self.rows.reset()
         self.seen = 0
         return table

@@ -45,6 +45,7 @@ class Narrator(pl.Callback):
     def __init__(self, precision_note: str | None = None) -> None:
         self.precision_note = precision_note
         self._images, self._began, self._before, self._said = 0, time.monotonic(), 0.0, time.monotonic()
+        self._said_step = 0
         self._validation_began = self.validation_seconds = self.images_per_second = 0.0
 
     @property
@@ -86,11 +87,12 @@ class Narrator(pl.Callback):
             self._say_epoch(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """A line an epoch, where there is no dev split."""
-        if not trainer.enable_validation:
+        """A line an epoch, where no validation gave it."""
+        if self._said_step != trainer.global_step:
             self._say_epoch(trainer, pl_module)
 
     def _say_epoch(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._said_step = trainer.global_step
         self.images_per_second = self._rate()
         line = f"epoch {trainer.current_epoch + 1:>3}  {_place(trainer, pl_module)}  {_means(trainer, '_epoch')}"
         if "val/loss" in trainer.callback_metrics:
