@@ -16,11 +16,12 @@ from PIL import Image
 import forked
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["PYTHONPATH"] = str(ROOT)  # else processes would run what is installed, which may be of an older day
 
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """An environment without the user's caches, tokens or network."""
+    """An environment without the user's caches, tokens or network, in which this checkout is what is imported."""
     home = tmp_path_factory.mktemp("hf_home")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MIXER_"))}
     return {**kept, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}

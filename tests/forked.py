@@ -54,9 +54,9 @@ def start(target: Callable[..., int], arguments: tuple[Any, ...], environment: d
     for log in logs:
         log.touch()
     process = _context.Process(target=_enter, args=(target, arguments, environment, folder, logs))
-    with mock.patch.dict(
-        os.environ, PYTHONPATH=str(Path(__file__).resolve().parent)
-    ):  # it takes no other note of sys.path
+    here = Path(__file__).resolve().parent
+    # Of sys.path it takes no other note: without the checkout it would run what is installed.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, (here.parent, here)))):
         process.start()
     return Running(process, logs)
 
