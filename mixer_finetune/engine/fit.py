@@ -16,6 +16,7 @@ from typing import Any
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from mixer_finetune.backbones.foreign import load_checkpoint
+from mixer_finetune.engine import slurm
 from mixer_finetune.engine.arguments import Arguments, normalised, take_apart, take_classes
 from mixer_finetune.engine.finish import finish, missing_stages
 from mixer_finetune.engine.interruption import interruptible
@@ -62,7 +63,12 @@ def fit(
     with interruptible():
         if resume is not None:
             return _resume(RunFolder.open(resume), arguments)
-        return _start(configure(arguments), Path(ckpt_path) if ckpt_path else None)
+        cli = configure(arguments)
+        run = slurm.folder_of_job(RunFolder.planned(cli.options.output_dir, str(cli.options.name)))
+        if earlier := slurm.run_of_requeued_job(run):
+            log.info(f"the job was queued again: going on with {earlier}")
+            return _resume(RunFolder.open(earlier), arguments)
+        return _start(cli, run, Path(ckpt_path) if ckpt_path else None)
 
 
 def _arguments(config: Mapping[str, Any] | Sequence[str], recipes: Sequence[str]) -> Arguments:
@@ -75,10 +81,10 @@ def _arguments(config: Mapping[str, Any] | Sequence[str], recipes: Sequence[str]
     return arguments
 
 
-def _start(cli: MixerCLI, checkpoint: Path | None) -> RunFolder:
+def _start(cli: MixerCLI, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     """A new run."""
     launched = os.environ.get(_RUN_VARIABLE) if "LOCAL_RANK" in os.environ else None
-    run = RunFolder(Path(launched)) if launched else RunFolder.planned(cli.options.output_dir, str(cli.options.name))
+    run = RunFolder(Path(launched)) if launched else run
     parts = _checked(cli, run)
     if checkpoint is not None:
         load_checkpoint(checkpoint)
@@ -171,6 +177,7 @@ def _leaving_well(parts: Parts, run: RunFolder, new: bool) -> Iterator[None]:
             run.discard_if_untrained()
         if isinstance(error, Interrupted) and run.path.is_dir():
             error.advice = f"go on with: mixer-finetune fit --resume {run}"
+            slurm.requeue(error)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             problem = f"the run folder {run} can't be written ({error.strerror})"
             if run.path.is_dir():

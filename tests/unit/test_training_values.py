@@ -54,11 +54,13 @@ def folder(tmp_path_factory, pictures):
 
 class Note(pl.Callback):
     def __init__(self):
-        self.losses = []
+        self.losses, self.epochs = [], []
 
     def on_train_batch_end(self, trainer, module, *_):
         if module.logged:  # which ends a step
             self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        if trainer.is_last_batch:
+            self.epochs.append(float(trainer.callback_metrics["train/loss_epoch"]))
 
 
 def trained(folder, *options):
@@ -73,6 +75,7 @@ def trained(folder, *options):
     note = Note()
     parts.trainer.callbacks.append(note)
     parts.trainer.fit(parts.model, parts.data)
+    assert note.epochs == pytest.approx([np.mean(note.losses[:3]), np.mean(note.losses[3:])], rel=1e-6)
     return note.losses, parts.model.assembled().state_dict()
 
 
