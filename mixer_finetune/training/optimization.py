@@ -97,6 +97,8 @@ class WarmupCosine(LRScheduler):
         self.run_steps = run_steps
         if lr is not None:
             self.base_lrs = [lr] * len(self.base_lrs)
+            for group in self.optimizer.param_groups[: len(self.base_lrs)]:
+                group["initial_lr"] = lr
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
