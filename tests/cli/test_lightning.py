@@ -1,7 +1,6 @@
 """What a Lightning user types: typed callbacks, loggers, own classes, torch's optimizers."""
 
 import json
-import re
 from importlib.util import find_spec
 
 import pytest
@@ -73,13 +72,6 @@ def test_model_checkpoints_lie_in_the_run_folder_and_can_be_gone_on_from(fit, cl
 def test_a_package_that_a_callback_needs_is_named(fit):
     line = fit(*callback("DeviceStatsMonitor", cpu_stats="true"), check=2)
     assert "psutil" in line and len(line.splitlines()) == 1
-
-
-def test_the_finished_rate_is_the_one_that_the_finder_found(fit):
-    run, said = fit(*callback("LearningRateFinder", num_training_steps=8, max_lr=0.5))
-    rate = float(re.search(r"SGD with a learning rate of ([\d.e-]+)", said)[1])
-    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["lr_schedulers"][0]["base_lrs"] == pytest.approx([rate, rate], rel=0.01) and rate != 0.01
 
 
 def test_torchs_optimizers_and_schedules_by_name_and_in_yaml(fit, cli, photos, tmp_path):
