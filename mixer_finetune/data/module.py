@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes
 from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader, evaluation_images
+from mixer_finetune.data.classes import match_classes
 from mixer_finetune.data.sampling import EvaluationSampler, GlobalBatchSampler, stratified_split
 from mixer_finetune.data.sources import Source, Split, open_source
 from mixer_finetune.errors import UserError, check_at_least
@@ -26,9 +27,9 @@ class ImageDataModule(pl.LightningDataModule):
     A MixerClassifier gets whole batches (see `Batch`), any other module (images, labels), normalised.
 
     Args:
-        source: Hub id (user/name), folder of images (one folder a class), folder of parquet files, a .parquet file, or
-            the bundled `digits`. From Python also a `datasets.Dataset` or `DatasetDict`, a pair of lists (paths,
-            labels), or such pairs by split ({"train": (paths, labels), ...}).
+        source: Hub id (user/name), folder of images (one folder a class), table of paths and labels (.csv, .tsv,
+            .jsonl, .parquet), parquet files with images, or the bundled `digits`. From Python also a `datasets.Dataset`
+            or `DatasetDict`, a pair of lists (paths, labels), or such pairs by split ({"train": (paths, labels), ...}).
         config: Configuration of a Hub data set that has several.
         revision: Branch, tag or commit of a Hub data set.
         train_split: Name of the split to train on; found by its usual names when not given.
@@ -36,6 +37,7 @@ class ImageDataModule(pl.LightningDataModule):
         test_split: Name of the test split.
         image_column: Name of the image column; found by its type when not given.
         label_column: Name of the label column; found by type and usual names when not given.
+        image_root: Folder that a table's paths are relative to; the table's own when not given.
         val_fraction: Share of train that is carved out, stratified, where there is no dev split; 0 for none.
         batch_size: Samples of a step over all devices, at most; an epoch is cut into batches of nearly equal size.
         micro_batch_size: Most samples that a device takes at once; the rest of its share is accumulated.
@@ -78,6 +80,7 @@ class ImageDataModule(pl.LightningDataModule):
         test_split: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        image_root: str | None = None,
         val_fraction: float = 0.1,
         batch_size: int = 128,
         micro_batch_size: int | None = None,
@@ -119,6 +122,7 @@ class ImageDataModule(pl.LightningDataModule):
             splits={"train": train_split, "val": val_split, "test": test_split},
             image_column=image_column,
             label_column=label_column,
+            image_root=image_root,
         )
         self.source, self.revision, self.license = opened.name, opened.revision, opened.license
         self.label_names, self.description = opened.label_names, opened.description
@@ -142,8 +146,30 @@ class ImageDataModule(pl.LightningDataModule):
                 name = splits["train"].name
                 splits["val"] = splits["train"].take(held_out, f"{name} (held out)")
                 splits["train"] = splits["train"].take(train, name)
-                self.description += f"; no dev split, so {fraction:.0%} of train is held out ({len(held_out):,})"
+                whole = len(held_out) + len(train)
+                self.description += f"; no dev split, so {len(held_out):,} of {whole:,} are held out"
+                if round(fraction * whole) != len(held_out):
+                    self.description += f", at least one a class, where {fraction:.0%} was asked for"
         return splits
+
+    def match_classes(self, label_names: Sequence[str]) -> str:
+        """Number the classes as another list does, by name.
+
+        Args:
+            label_names: Of a model, for example; the data's must be among them.
+
+        Returns:
+            What was mapped and what is absent, in a line; empty where both lists are the same.
+
+        Raises:
+            UserError: The data has a class that is not among them.
+        """
+        match = match_classes(self.label_names, label_names, "the data", "the model")
+        if list(label_names) != self.label_names:
+            self.splits = {role: split.renumbered(match.numbers) for role, split in self.splits.items()}
+            self.label_names = list(label_names)
+            self._datasets.clear()
+        return match.note
 
     def require(self, role: str) -> Split:
         """The split with that role ("train", "val" or "test").

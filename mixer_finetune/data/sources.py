@@ -1,8 +1,9 @@
-"""Image data sets: from the Hub, folders of images, parquet files or Python objects, and which split plays which role.
+"""Image data sets: from the Hub, folders of images, tables or Python objects, and which split plays which role.
 
-    source  ->  tables by split (`datasets`)  ->  columns and class names  ->  Split: records, labels, rows
+    Hub id, parquet, Python objects  ->  tables by split (`datasets`)  ->  columns and class names
+    folder of images, table of paths ->  files by split and class                                   ->  Split
 
-Images stay undecoded in Arrow until a worker needs them.
+Images stay undecoded until a worker needs them.
 """
 
 from __future__ import annotations
@@ -19,17 +20,15 @@ import yaml
 from numpy.typing import NDArray
 
 from mixer_finetune.data import columns as _columns
+from mixer_finetune.data.classes import in_order, match_classes
+from mixer_finetune.data.folders import SPLIT_NAMES, FileRecords, LabelledFiles, printable, read_image_folder
 from mixer_finetune.data.hub_tables import load_hub_tables
+from mixer_finetune.data.tables import METADATA, TABLE_SUFFIXES, has_labels, labelled_files, of_paths, read_columns
 from mixer_finetune.errors import UserError
 from mixer_finetune.hub.read import is_repo_id
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = ("digits",)
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Split:
 
     Attributes:
         name: As in the data set ("train", "valid", ...).
-        records: A `datasets.Dataset`; its image column gives `bytes` and `path`.
+        records: A `datasets.Dataset`, or FileRecords; its image column gives `bytes` and `path`.
         image_column: That column's name.
         labels: Class of each image, shape (n,); -1 where it is not known.
         rows: Which rows of `records` belong to the split, shape (n,).
@@ -57,6 +56,10 @@ class Split:
         """The part of the split at those positions."""
         return replace(self, name=name, labels=self.labels[rows], rows=self.rows[rows])
 
+    def renumbered(self, numbers: NDArray[np.int64]) -> Split:
+        """The split with class i as class `numbers[i]`."""
+        return replace(self, labels=np.where(self.labels < 0, -1, numbers[self.labels]))
+
     def image_records(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
         """The undecoded images at those positions."""
         records: list[dict[str, Any]] = self.records[self.rows[indices].tolist()][self.image_column]
@@ -65,7 +68,7 @@ class Split:
     def image_name(self, index: int) -> str:
         """What to call the image at that position: its file's name where there is one."""
         path = self.image_records(np.array([index]))[0].get("path")
-        return path or f"{self.name}[{int(self.rows[index])}]"
+        return printable(path) if path else f"{self.name}[{int(self.rows[index])}]"
 
 
 @dataclass(frozen=True)
@@ -97,23 +100,29 @@ def open_source(
     splits: Mapping[str, str | None] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    image_root: str | Path | None = None,
 ) -> Source:
     """Open a data set and find its image column, label column and splits.
 
     Args:
-        source: A Hub id, a folder (parquet files, or images in one folder a class), a parquet file, or the bundled
-            `digits`; a `datasets.Dataset` or `DatasetDict`; a pair of lists (paths, labels), or such pairs by split.
+        source: A Hub id, a folder (images in one folder a class, or parquet files), a table of paths and labels (.csv,
+            .tsv, .jsonl, .parquet), a parquet file with images in it, or the bundled `digits`; a `datasets.Dataset` or
+            `DatasetDict`; a pair of lists (paths, labels), or such pairs by split.
         config: Configuration of a Hub data set with several.
         revision: Branch, tag or commit of a Hub data set.
         splits: Names of the splits to use as "train", "val" and "test", where the usual names do not serve.
         image_column: Name of the image column, where there are several.
         label_column: Name of the label column, where there are several.
+        image_root: Folder that a table's paths are relative to; the table's own when not given.
 
     Raises:
         UserError: There is no such data set, column or split, or labels are missing.
     """
     given = isinstance(source, str | Path)
-    name = str(source) if given else _kind(source)
+    name = printable(str(source)) if given else _kind(source)
+    files = _files(source, splits or {}, image_column, label_column, image_root) if given else None
+    if files is not None:
+        return _of_files(name, files, _license(str(source), None))
     tables, commit = _load(name, config, revision) if given else (_tables(source), None)
     roles = _split_roles(tables, splits or {})
     features = next(iter(tables.values())).features
@@ -135,10 +144,62 @@ def open_source(
                 f"{missing} of {len(numbers)} labels in column '{labels}' of split '{split}' are missing or negative",
                 advice="remove those rows or choose another {label_column}",
             )
+        if beyond := int((numbers >= len(class_names)).sum()):
+            raise UserError(
+                f"{beyond} of {len(numbers)} labels in column '{labels}' of split '{split}' are above the last of its "
+                f"{len(class_names)} classes (the highest is {int(numbers.max())})",
+                advice="mend them or choose another {label_column}",
+            )
         found[role] = Split(split, _columns.undecoded(table, images), images, numbers, np.arange(len(numbers)))
     shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
     description = f"{name}: images in '{images}', labels in '{labels}' ({len(class_names)} classes), {shown}"
     return Source(name, description, class_names, found, commit, _license(name, commit) if given else None)
+
+
+def _files(
+    source: str | Path,
+    splits: Mapping[str, str | None],
+    image_column: str | None,
+    label_column: str | None,
+    image_root: str | Path | None,
+) -> LabelledFiles | None:
+    """The image files of a folder or a table of paths; None for what `datasets` reads."""
+    path = Path(source).expanduser()
+    wanted: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "chosen": splits}
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        if path.suffix.lower() == ".parquet" and not of_paths(path, image_column):
+            return None
+        root = Path(image_root).expanduser() if image_root is not None else path.parent
+        return labelled_files(read_columns(path), root, table=printable(str(path)), **wanted)
+    if not path.is_dir() or source in BUNDLED:
+        return None
+    for metadata in (path / name for name in METADATA):
+        if metadata.is_file() and has_labels(columns := read_columns(metadata)):
+            return labelled_files(columns, path, table=printable(str(metadata)), **wanted)
+    return read_image_folder(path, splits)
+
+
+def _of_files(name: str, files: LabelledFiles, license: str | None) -> Source:
+    """Labelled files with class numbers, those of the training split first."""
+    label_names: list[str] | None = None
+    found = {}
+    for role in sorted(files.splits, key=list(SPLIT_NAMES).index):
+        split, pairs = files.splits[role]
+        paths, labels = [path for path, _ in pairs], [label for _, label in pairs]
+        own = in_order(set(labels))
+        label_names = label_names or own
+        numbers = match_classes(own, label_names, f"the {split} split", "the training split").numbers
+        number = {label: numbers[i] for i, label in enumerate(own)}
+        classes = np.fromiter((number[label] for label in labels), np.int64, len(labels))
+        records = FileRecords(files.root, paths)
+        found[role] = Split(split, records, records.column, classes, np.arange(len(paths)))
+    assert label_names is not None
+    shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
+    description = f"{name}: {files.kind} ({len(label_names)} classes), {shown}"
+    if files.left_out:
+        description += f"; left out: {files.left_out}"
+    names = [printable(label) for label in label_names]
+    return Source(name, description, names, found, None, license)
 
 
 def _kind(source: Any) -> str:
@@ -194,9 +255,8 @@ def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, s
             tables = datasets.load_dataset(str(path), name=config)
         elif path.is_file():
             if path.suffix != ".parquet":
-                raise UserError(
-                    f"{path} is not a parquet file", option="source", choices="a folder, a .parquet file or a Hub id"
-                )
+                kinds = "a folder, a table (.csv, .tsv, .jsonl, .parquet) or a Hub id"
+                raise UserError(f"{path} is no table of images", option="source", choices=kinds)
             tables = datasets.load_dataset("parquet", data_files={"train": str(path)})
         elif is_repo_id(source) and not source.startswith((".", "/", "~")):
             tables, commit = load_hub_tables(source, config, revision)
@@ -204,8 +264,8 @@ def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, s
             near = difflib.get_close_matches(source, BUNDLED, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(
-                f"there is no data '{source}'{hint}: expected a folder, a .parquet file, a Hub id (user/name) or the "
-                f"bundled {BUNDLED[0]}",
+                f"there is no data '{source}'{hint}: expected a folder, a table, a Hub id (user/name) or the bundled "
+                f"{BUNDLED[0]}",
                 option="source",
             )
     except (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.preprocessing import denormalize
 from mixer_finetune.data.batches import batch_dataset, batch_loader, evaluation_images
+from mixer_finetune.data.folders import IMAGE_SUFFIXES, FileRecords, images_below, printable
 from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.errors import UserError
@@ -32,7 +34,7 @@ from mixer_finetune.evaluation.rows import begin_rows, finish_rows, row_schema
 from mixer_finetune.files import write_atomically
 from mixer_finetune.training.precision import use_fast_float32
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+log = logging.getLogger(__name__)
 
 
 class Answers(NamedTuple):
@@ -235,16 +237,6 @@ def _device(name: str | None) -> torch.device:
 # What to classify
 
 
-class _Files:
-    """Image files in the place of a `datasets.Dataset`."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self.files = files
-
-    def __getitem__(self, rows: list[int]) -> dict[str, list[dict[str, Any]]]:
-        return {"image": [{"bytes": None, "path": str(self.files[row])} for row in rows]}
-
-
 def file_split(inputs: list[str]) -> Split:
     """Image files as a split without labels.
 
@@ -255,7 +247,13 @@ def file_split(inputs: list[str]) -> Split:
         UserError: As `image_files`.
     """
     files = image_files(inputs)
-    return Split("files", _Files(files), "image", np.full(len(files), -1), np.arange(len(files)))
+    return Split(
+        "files",
+        FileRecords("", list(map(str, files))),
+        FileRecords.column,
+        np.full(len(files), -1),
+        np.arange(len(files)),
+    )
 
 
 def source_split(source: str, role: str) -> Split:
@@ -284,9 +282,13 @@ def image_files(inputs: list[str]) -> list[Path]:
     for name in inputs:
         path = Path(name).expanduser()
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            found, left_out = images_below(path)
             if not found:
-                raise UserError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+                raise UserError(
+                    f"the folder {printable(str(path))} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+                )
+            if left_out:
+                log.info(f"left out of {printable(str(path))}: {left_out}")
             files += found
         elif path.is_file():
             files.append(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -32,6 +33,8 @@ from mixer_finetune.training.optimization import (
     schedule_config,
 )
 from mixer_finetune.training.task import SINGLE_LABEL, Task
+
+log = logging.getLogger(__name__)
 
 
 class MixerClassifier(pl.LightningModule):
@@ -183,17 +186,16 @@ class MixerClassifier(pl.LightningModule):
         if names is None:
             if fitting and options.label_names is None and options.num_classes is None:
                 raise UserError("the data names no classes", advice="give {num_classes} or {label_names}")
-        elif options.num_classes not in (None, len(names)):
-            problem = f"the model is for {options.num_classes} classes, but the data has {len(names)}"
-            raise UserError(problem, advice="leave {num_classes} out")
         elif fitting and options.label_names is None:
+            if options.num_classes not in (None, len(names)):
+                problem = f"the model is for {options.num_classes} classes, but the data has {len(names)}"
+                raise UserError(problem, advice="leave {num_classes} out")
             self._put_head(len(names), list(names))
+        elif self.label_names is None:
+            raise UserError("the model does not know the names of its classes", advice="give {label_names}")
         elif list(names) != self.label_names:
-            raise UserError(
-                f"the data's {len(names)} classes ({', '.join(names[:5])}, ...) are not those that the model was "
-                "trained for",
-                advice="choose its own data with {data.source}",
-            )
+            if note := self._datamodule.match_classes(self.label_names):
+                log.info(note)
 
     def _put_head(self, classes: int | None, label_names: list[str] | None) -> None:
         """Take the head for those classes, and make metrics for it."""

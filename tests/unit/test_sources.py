@@ -58,7 +58,7 @@ def test_a_single_parquet_file_is_train_and_a_dev_split_is_held_out(tmp_path):
     table(20).to_parquet(tmp_path / "one.parquet")
     data = ImageDataModule(str(tmp_path / "one.parquet"), val_fraction=0.2)
     assert (len(data.splits["train"]), len(data.splits["val"])) == (16, 4)
-    assert "20% of train is held out" in data.description
+    assert "4 of 20 are held out" in data.description
     assert np.bincount(data.splits["val"].labels).tolist() == [2, 2]
 
 
@@ -116,7 +116,7 @@ def test_a_source_that_does_not_exist_or_holds_no_images_is_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         open_source(str(tmp_path / "notes"))
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="not a parquet file"):
+    with pytest.raises(UserError, match="is no table of images"):
         open_source(str(tmp_path / "notes" / "readme.txt"))
 
 

@@ -1,0 +1,196 @@
+"""Tables of paths and labels: CSV, TSV, JSON lines or parquet, of any make; also `metadata.csv` inside a folder.
+
+All values are text, as they stand in the file: `01` and `1` are two classes, and so is `None`. Only an empty cell is no
+label. Image paths are relative to the table, or to a folder that is given.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mixer_finetune.data.folders import SPLIT_NAMES, LabelledFiles, is_image, printable
+from mixer_finetune.errors import UserError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
+# Usual names of the columns, in any case and with any of " -_" between the words; the first that is there is taken.
+_IMAGES = (
+    "filename",
+    "file",
+    "image",
+    "img",
+    "path",
+    "filepath",
+    "imagepath",
+    "imagefile",
+    "imagefilepath",
+    "imagename",
+)
+_LABELS = ("label", "class", "labels", "classname", "category", "target", "species", "breed", "y")
+_SPLITS = ("split", "subset", "set", "partition", "fold")
+_ROLES = {name: role for role, names in SPLIT_NAMES.items() for name in names}
+Columns = Mapping[str, Sequence[str | None]]
+
+
+def read_columns(path: Path) -> dict[str, list[str | None]]:
+    """A table's columns, all values as text, None where a cell is empty.
+
+    Raises:
+        UserError: The file can't be read as what its suffix says.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return _parquet_columns(path)
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        if path.suffix in (".jsonl", ".ndjson"):
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            names = list(dict.fromkeys(name for row in rows for name in row))
+            return {name: [_text(row.get(name)) for row in rows] for name in names}
+        reader = csv.reader(
+            text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else _delimiter(text)
+        )
+        lines = [line for line in reader if line]
+    except (OSError, ValueError, AttributeError, csv.Error) as error:
+        raise UserError(f"{path} can't be read as a {path.suffix[1:]} table ({error})", option="source") from error
+    if len(lines) < 2:
+        raise UserError(f"the table {path} has no rows", option="source")
+    header, *rows_of_text = lines
+    if uneven := next((i for i, row in enumerate(rows_of_text, 2) if len(row) != len(header)), None):
+        found = len(rows_of_text[uneven - 2])
+        raise UserError(f"line {uneven} of {path} has {found} cells, but its head has {len(header)}", option="source")
+    columns = zip(*rows_of_text, strict=True)
+    return {
+        name.strip(): [cell.strip() or None for cell in column] for name, column in zip(header, columns, strict=True)
+    }
+
+
+def _delimiter(text: str) -> str:
+    head = text.partition("\n")[0]
+    return max(",;\t", key=head.count)
+
+
+def _parquet_columns(path: Path) -> dict[str, list[str | None]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    return {name: [_text(value) for value in table.column(name).to_pylist()] for name in table.column_names}
+
+
+def of_paths(path: Path, image_column: str | None) -> bool:
+    """Whether a parquet file names image files, in place of holding images."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(path)
+    columns: Columns = {field.name: [] for field in schema if pa.types.is_string(field.type)}
+    if any(pa.types.is_struct(field.type) for field in schema):  # `datasets` keeps an image as bytes and path
+        return False
+    return image_column in columns if image_column else _usual(columns, _IMAGES) is not None
+
+
+def _text(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    return str(value) if not isinstance(value, bool) else str(int(value))
+
+
+def has_labels(columns: Columns) -> bool:
+    """Whether a metadata file says classes: it has a column of files and one with a label's usual name."""
+    return _usual(columns, _IMAGES) is not None and _usual(columns, _LABELS) is not None
+
+
+def labelled_files(
+    columns: Columns,
+    root: Path,
+    *,
+    table: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    chosen: Mapping[str, str | None] | None = None,
+) -> LabelledFiles:
+    """The image files that a table names, with their classes.
+
+    Args:
+        columns: Of the table.
+        root: Folder that its paths are relative to.
+        table: What to call the table.
+        image_column: Column of the paths, where its name is not a usual one.
+        label_column: Column of the labels, where its name is not a usual one.
+        chosen: Values of the split column to use as "train", "val" and "test".
+
+    Raises:
+        UserError: A column is missing or several could be meant, a file is not there, or labels are missing.
+    """
+    images = _column(columns, image_column, "image_column", _IMAGES, _of_images(columns), table)
+    splits = _usual(columns, _SPLITS)
+    others = [name for name in columns if name not in (images, splits)]
+    labels = _column(columns, label_column, "label_column", _LABELS, others, table)
+    if empty := [i for i, label in enumerate(columns[labels]) if label is None]:
+        raise UserError(
+            f"{len(empty):,} of {len(columns[labels]):,} rows of {table} have no '{labels}' (the first is row "
+            f"{empty[0] + 1})",
+            advice="remove those rows, or choose another {label_column}",
+        )
+    paths = [path or "" for path in columns[images]]
+    missing = [path for path in paths if not os.path.isfile(os.path.join(root, path))]
+    if missing:
+        raise UserError(
+            f"{len(missing):,} of {len(paths):,} files of {table} are not in {root} (the first is "
+            f"{printable(missing[0]) or 'an empty cell'})",
+            advice="say where they are with {image_root}",
+        )
+    pairs = [(path, str(label)) for path, label in zip(paths, columns[labels], strict=True)]
+    found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+    left: dict[str, int] = {}
+    if splits is None:
+        found["train"] = ("train", pairs)
+    else:
+        names = {value: role for role, value in (chosen or {}).items() if value is not None}
+        for pair, value in zip(pairs, columns[splits], strict=True):
+            role = names.get(value or "") or _ROLES.get((value or "").casefold())
+            if role is None or (role in names.values() and names.get(value or "") != role):
+                left[value or "an empty cell"] = left.get(value or "an empty cell", 0) + 1
+            else:
+                found.setdefault(role, (str(value), []))[1].append(pair)
+        for role, name in ((role, name) for name, role in names.items()):
+            if role not in found:
+                raise UserError(f"{table} has no row of split '{name}'", option=f"{role}_split")
+    left_out = ", ".join(f"{count:,} rows of split '{value}'" for value, count in left.items())
+    kind = f"files in '{images}', labels in '{labels}'"
+    return LabelledFiles(str(root), found, kind, left_out)
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.casefold() if character not in " -_.")
+
+
+def _usual(columns: Columns, names: Sequence[str]) -> str | None:
+    by_name = {_plain(name): name for name in reversed(list(columns))}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _of_images(columns: Columns) -> list[str]:
+    """Columns whose values are names of image files."""
+    return [name for name, values in columns.items() if all(value and is_image(value) for value in list(values)[:20])]
+
+
+def _column(
+    columns: Columns, wanted: str | None, option: str, usual: Sequence[str], candidates: list[str], table: str
+) -> str:
+    """The column that was named, else that with a usual name, else the only one that it can be."""
+    if wanted is not None:
+        if wanted not in columns:
+            choices = " or ".join(columns)
+            raise UserError(f"{table} has no column '{wanted}'", option=option, choices=choices)
+        return wanted
+    if found := _usual(columns, usual):
+        return found
+    if len(candidates) == 1:
+        return candidates[0]
+    kind = "column of image files" if option == "image_column" else "label column"
+    several = f"several that could be the {kind}: {', '.join(candidates)}" if candidates else f"no {kind}"
+    raise UserError(f"{table} has {several} (it has {', '.join(columns)})", advice=f"name it with {{{option}}}")
