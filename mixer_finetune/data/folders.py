@@ -80,21 +80,22 @@ def read_tree(root: str | Path) -> Tree:
             raise UserError(
                 f"the folder {printable(folder)} can't be read ({error.strerror})", option="data.source"
             ) from error
+        folders: list[tuple[str, str]] = []
         links: list[tuple[str, str]] = []
         for entry in found:
             if entry.name.startswith(".") or entry.name.lower() in _LITTER:
                 continue
             path = prefix + entry.name
             if entry.is_dir():
-                # Real folders first, so that a link does not take a class's images from its own folder.
-                (links if entry.is_symlink() else pending).append((path + "/", entry.path))
+                (links if entry.is_symlink() else folders).append((path + "/", entry.path))
             elif not is_image(entry.name):
                 tree.left_out[path] = _kind(entry.name)
             elif entry.is_file():
                 tree.images.append(path)
             else:
                 tree.left_out[path] = "links to files that are not there"
-        pending = links + pending
+        # The next is the last: real folders in their order, and only then links, which would take their images.
+        pending = links[::-1] + pending + folders[::-1]
     tree.images.sort()
     return tree
 
