@@ -332,7 +332,7 @@ class MixerClassifier(EvaluatedModule):
         """Make what depends on the data: the loss, a new run's head, the average of the weights."""
         options, resumed = self._options, self.trainer.ckpt_path is not None
         if self._sharpness is not None:
-            self._sharpness.check(self.trainer, self.trainer.optimizers[0])
+            self._sharpness.check(self.trainer)
         self._loss = make_loss(self.task, options, self._datamodule)
         if options.head == "probe" and not resumed:
             self.head_note = start_from_probe(self, self._datamodule)

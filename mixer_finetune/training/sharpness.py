@@ -35,17 +35,15 @@ class Sharpness:
         self.rho, self.adaptive, self.again = rho, adaptive, False
         self._kept: list[tuple[Any, int]] = []
 
-    def check(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> None:
+    def check(self, trainer: pl.Trainer) -> None:
         """Refuse what would compute something else.
 
         Raises:
-            UserError: Weights are sharded over devices, or the optimizer evaluates the loss as often as it likes.
+            UserError: Weights are sharded over devices.
         """
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             problem = f"sam_rho needs whole weights on each device, which {type(trainer.strategy).__name__} splits"
             raise UserError(problem, advice="use {trainer.strategy} ddp, or leave out {sam_rho}")
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise UserError("LBFGS searches along a line itself", advice="leave out {sam_rho}")
 
     def keep(self, batch: Any, batch_idx: int) -> None:
         """Keep a micro-batch of the first pass until its step is done."""
