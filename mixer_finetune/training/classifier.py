@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -23,7 +22,7 @@ from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.batches import Batch
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.averages import WeightEma
-from mixer_finetune.training.drop_path import drop_path_factors
+from mixer_finetune.training.drop_path import drop_path_of
 from mixer_finetune.training.evaluating import EvaluatedModule
 from mixer_finetune.training.head import HeadName, choose_head
 from mixer_finetune.training.layers import Rates, choose_trained, drop_untrained_gradients
@@ -32,6 +31,7 @@ from mixer_finetune.training.loss import Loss, LossName, make_loss
 from mixer_finetune.training.optimization import build_optimizer
 from mixer_finetune.training.options import check_options
 from mixer_finetune.training.probe import start_from_probe
+from mixer_finetune.training.range_test import find_rate
 from mixer_finetune.training.rates import recommended_rate
 from mixer_finetune.training.schedule import WarmupCosine, schedule_config
 from mixer_finetune.training.sharpness import Sharpness
@@ -174,7 +174,7 @@ class MixerClassifier(EvaluatedModule):
             self.backbone.compile_blocks()
 
         self._log = TrainingLog()
-        self._loss = Loss(self.task)
+        self.criterion = Loss(self.task)
         self._sharpness = Sharpness(sam_rho, sam_adaptive) if sam_rho else None
         self._ema_state: dict[str, Any] | None = None
 
@@ -250,8 +250,8 @@ class MixerClassifier(EvaluatedModule):
     def training_step(self, batch: Batch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The share of the global batch's mean loss that this micro-batch contributes."""
         images, targets = batch[0], batch[1]
-        logits = self(images, self._drop_path(batch, batch_idx))  # (b, classes)
-        total = self._loss(logits, targets)
+        logits = self(images, drop_path_of(self, batch, batch_idx))  # (b, classes)
+        total = self.criterion(logits, targets)
         if self._sharpness is None or not self._sharpness.again:
             self._log.step(self, total, self.task.right(logits, targets), len(images), batch_idx)
             if self._sharpness is not None:
@@ -262,34 +262,22 @@ class MixerClassifier(EvaluatedModule):
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return total * (shares / batch.global_size)
 
-    def _drop_path(self, batch: Batch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
-        """Factors on what each branch adds, (blocks, 2, b), a function of the images' positions in the global batch."""
-        options, count = self._options, len(batch[0])
-        if not options.drop_path or options.train == "head":
-            return None
-        first = batch.first if isinstance(batch, Batch) else 0
-        if not isinstance(batch, Batch):  # as if all micro-batches had that many images
-            turn = batch_idx % self.trainer.accumulate_grad_batches
-            first = (turn * self.trainer.world_size + self.trainer.global_rank) * count
-        blocks, positions = len(self.backbone.blocks), first + np.arange(count)
-        dtype = next(self.backbone.parameters()).dtype
-        return drop_path_factors(
-            options.drop_path, blocks, options.seed, self.global_step, positions, batch[0].device, dtype
-        )
-
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Step, by SAM's two passes where it is asked for, and take the weights into their average."""
         if self._sharpness is not None and optimizer_closure is not None:
             first = optimizer_closure
-            optimizer_closure = self._sharpness.around(self, first, lambda: self.on_before_optimizer_step(optimizer))
+            optimizer_closure = self._sharpness.around(self, first, self._spare_layers)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
             self.ema.update(self)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Leave the layers alone whose turn has not come."""
+        self._spare_layers()
+
+    def _spare_layers(self) -> None:
         if every := self._options.unfreeze_every:
             drop_untrained_gradients(self, len(self.backbone.blocks), every, self.global_step)
 
@@ -320,22 +308,29 @@ class MixerClassifier(EvaluatedModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule."""
         options = self._options
-        rates = Rates(len(self.backbone.blocks), options.layer_decay, options.head_lr_factor)
-        lr = 0.0 if options.lr == "auto" else options.lr  # found when the run starts
-        optimizer = build_optimizer(self, self._optimizer, lr, options.momentum, options.weight_decay, rates)
+        optimizer = self._optimizer_of(
+            0.0 if options.lr == "auto" else options.lr
+        )  # which is found when the run starts
         if self._lr_scheduler is not None:
             return schedule_config(optimizer, self._lr_scheduler)
         schedule = WarmupCosine(optimizer, options.warmup_steps, self.run_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _optimizer_of(self, lr: float) -> Any:
+        options = self._options
+        rates = Rates(len(self.backbone.blocks), options.layer_decay, options.head_lr_factor)
+        return build_optimizer(self, self._optimizer, lr, options.momentum, options.weight_decay, rates)
 
     def on_fit_start(self) -> None:
         """Make what depends on the data: the loss, a new run's head, the average of the weights."""
         options, resumed = self._options, self.trainer.ckpt_path is not None
         if self._sharpness is not None:
             self._sharpness.check(self.trainer)
-        self._loss = make_loss(self.task, options, self._datamodule)
+        self.criterion = make_loss(self.task, options, self._datamodule)
         if options.head == "probe" and not resumed:
             self.head_note = start_from_probe(self, self._datamodule)
+        if options.lr == "auto" and not resumed:
+            self.hparams["lr"], self.lr_note = find_rate(self, self._datamodule, self._optimizer_of)
         if options.ema_decay:
             self.ema = WeightEma(self, options.ema_decay)
             if self._ema_state is not None:
@@ -382,6 +377,8 @@ class MixerClassifier(EvaluatedModule):
         if "training_log" in checkpoint:  # not in a checkpoint of weights alone
             self._log.load_state_dict(checkpoint["training_log"], self.device)
         self._ema_state = checkpoint.get("ema")
+        if self._options.lr == "auto":
+            self.hparams["lr"] = checkpoint["hyper_parameters"]["lr"]
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> MixerClassifier:

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mixer_finetune.data.batches import Batch
 from mixer_finetune.randomness import DROP_PATH, uniform
+
+
+def drop_path_of(module: Any, batch: Batch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+    """Factors on what each branch adds, (blocks, 2, b), a function of the images' positions in the global batch.
+
+    Args:
+        module: A MixerClassifier, in training.
+        batch: A micro-batch of b images.
+        batch_idx: Of the micro-batch in the epoch.
+
+    Returns:
+        None where nothing is dropped.
+    """
+    options, trainer, count = module.hparams, module.trainer, len(batch[0])
+    if not options.drop_path or options.train == "head":
+        return None
+    first = batch.first if isinstance(batch, Batch) else 0
+    if not isinstance(batch, Batch):  # as if all micro-batches had that many images
+        turn = batch_idx % trainer.accumulate_grad_batches
+        first = (turn * trainer.world_size + trainer.global_rank) * count
+    blocks, positions = len(module.backbone.blocks), first + np.arange(count)
+    dtype = next(module.backbone.parameters()).dtype
+    step, device = module.global_step, batch[0].device
+    return drop_path_factors(options.drop_path, blocks, options.seed, step, positions, device, dtype)
 
 
 def drop_path_factors(

@@ -59,5 +59,8 @@ def _check_together(options: Mapping[str, Any], optimizer: Any) -> None:
         )
     if options["sam_adaptive"] and not options["sam_rho"]:
         raise UserError("ASAM needs the length of its perturbation", advice="give {sam_rho}, such as 1")
+    if options["lr"] == "auto" and options["head"] == "probe":
+        problem = "a range test finds rates for a head that has still to learn, and a probe has learnt already"
+        raise UserError(problem, option="lr", choices="a number")
     if options["lr"] == "auto" and not isinstance(optimizer, str):
         raise UserError("an optimizer with options of its own has its own rate", advice="leave out {lr}")
