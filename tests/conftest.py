@@ -19,6 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["PYTHONPATH"] = str(ROOT)  # else processes would run what is installed, which may be of an older day
 
 
+def pytest_collection_modifyitems(items):
+    """Each test has its folder as a marker: `pytest -m hub`, `pytest -m "unit and not slow"`."""
+    for item in items:
+        item.add_marker(item.path.relative_to(ROOT / "tests").parts[0])
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
     """An environment without the user's caches, tokens or network, in which this checkout is what is imported."""

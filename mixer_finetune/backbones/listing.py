@@ -20,12 +20,10 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-def read_listing(path: Path = LISTING_FILE) -> dict[str, Any]:
-    """What `size.listing` says of each architecture: from the file, or counted anew where a source file has changed."""
+def read_listing(path: Path = LISTING_FILE) -> dict[str, Any] | None:
+    """What `size.listing` says of each architecture, from the file; None where a source file has changed since."""
     with suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or not of this layout
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["source_hash"] == source_hash():
             return dict(content["architectures"])
-    from mixer_finetune.backbones.size import listing
-
-    return listing()
+    return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
 
-from mixer_finetune.backbones.listing import read_listing
+from mixer_finetune.backbones.listing import LISTING_FILE, read_listing
 from mixer_finetune.errors import UserError
 
 USAGE = """usage: mixer-finetune backbones [show NAME]
@@ -34,10 +35,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _architectures(path: Path = LISTING_FILE) -> dict[str, Any]:
+    """What is listed of each: from the file, or counted anew, which imports torch and takes seconds."""
+    listed = read_listing(path)
+    if listed is None:
+        from mixer_finetune.backbones.size import listing
+
+        listed = listing()
+    return listed
+
+
 def table() -> str:
     """A line for each architecture."""
     lines = [f"{'architecture':<19} {'M params':>8} {'GMACs':>7} {'px':>4}  published weights on the Hub (top-1 %)"]
-    for name, listed in read_listing().items():
+    for name, listed in _architectures().items():
         tags = ", ".join(
             weights["tag"]
             + (f" ({weights['top1']:.2f})" if weights["top1"] else "")
@@ -61,7 +72,7 @@ def description(name: str) -> str:
     Raises:
         UserError: There is no such architecture.
     """
-    listing = read_listing()
+    listing = _architectures()
     architecture = name.removeprefix("timm/").partition(".")[0]
     if architecture not in listing:
         near = difflib.get_close_matches(architecture, listing, n=1, cutoff=0.4)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_finetune.errors import UserError
+from mixer_finetune.hub.progress import paced
 from mixer_finetune.hub.read import fetch, hub_errors, warn_of_cache
 from mixer_finetune.hub.retry import is_transient, retried
 
@@ -76,7 +77,9 @@ def _fetch_files(repo_id: str, builder: Any, commit: str) -> None:
     prefix = f"hf://datasets/{repo_id}@{commit}/"
     files = {file for split in (builder.config.data_files or {}).values() for file in split if file.startswith(prefix)}
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-        list(pool.map(lambda file: fetch(repo_id, "dataset", file.removeprefix(prefix), commit), sorted(files)))
+        fetched = pool.map(lambda file: fetch(repo_id, "dataset", file.removeprefix(prefix), commit), sorted(files))
+        for _ in paced(fetched, len(files), f"downloading the files of {repo_id}"):
+            pass
 
 
 def _from_cache(repo_id: str, config: str | None, revision: str) -> tuple[Any, str]:

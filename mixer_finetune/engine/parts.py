@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -172,7 +173,7 @@ class MixerCLI(LightningCLI):
             UserError: Something in them is wrong; the message names the file where it is in one.
         """
         for name, content in self.arguments.files:
-            if errors := config_errors(parser, content):
+            if errors := config_errors(parser, copy.deepcopy(content)):  # jsonargparse changes what it checks
                 more = f" (and {len(errors) - 1} more: mixer-finetune recipes validate {name})" if errors[1:] else ""
                 raise UserError(f"{name}: {errors[0].problem}{more}", advice=errors[0].advice)
         files = [content for content in (self.base, *(content for _, content in self.arguments.files)) if content]

@@ -21,6 +21,7 @@ from typing import Literal
 
 from mixer_finetune.errors import UserError
 from mixer_finetune.files import UNWRITABLE, write_atomically
+from mixer_finetune.hub.progress import Pace, client_bar, say_download
 from mixer_finetune.hub.retry import (
     DOWNLOAD_TIME_LIMIT,
     causes,
@@ -210,11 +211,15 @@ def download_url(url: str, option: str) -> Path:
             "GET", address, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True
         ) as reply:
             reply.raise_for_status()
+            size = int(reply.headers.get("content-length", 0)) or None
+            say_download(url, size)
+            pace = Pace(f"downloading {path.name}", size)
             with open(target, "wb") as file:
                 for chunk in reply.iter_raw(2**20):
                     file.write(chunk)
                     digest.update(chunk)
                     length += len(chunk)
+                    pace.at(length)
             stated = re.search("md5=([^, ]+)", reply.headers.get("x-goog-hash", ""))
             expected = int(reply.headers.get("content-length", length))
         if length != expected or (stated and base64.b64encode(digest.digest()).decode() != stated[1]):
@@ -281,6 +286,7 @@ def _locate(repo_id: str, repo_type: RepoType, name: str, revision: str, cache: 
     """The file in the cache, downloaded where it is not there or the revision may have moved on."""
     import huggingface_hub as hub
     from huggingface_hub import constants, errors
+    from huggingface_hub.file_download import repo_folder_name
 
     cached = hub.try_to_load_from_cache(repo_id, name, revision=revision, repo_type=repo_type) if cache else None
     if isinstance(cached, str) and _COMMIT.fullmatch(revision):
@@ -291,10 +297,20 @@ def _locate(repo_id: str, repo_type: RepoType, name: str, revision: str, cache: 
     def ask() -> None:
         url = hub.hf_hub_url(repo_id, name, repo_type=repo_type, revision=revision)
         with suppress(errors.RemoteEntryNotFoundError):  # raised by the download, where the cache takes note of it
-            hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            found = hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            folder = repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+            if not (Path(constants.HF_HUB_CACHE) / folder / "blobs" / str(found.etag)).is_file():
+                say_download(f"{name} of {repo_id}", found.size or 0)
 
     def download() -> str:
-        return hub.hf_hub_download(repo_id, name, repo_type=repo_type, revision=revision, local_files_only=offline)
+        return hub.hf_hub_download(
+            repo_id,
+            name,
+            repo_type=repo_type,
+            revision=revision,
+            local_files_only=offline,
+            tqdm_class=client_bar(),
+        )
 
     try:
         if not offline:

@@ -47,6 +47,8 @@ class WarmupCosine(LRScheduler):
         if lr is not None:
             own = self.optimizer.param_groups[: len(self.base_lrs)]
             self.base_lrs = [lr * group.get("lr_factor", 1.0) for group in own]
+            for group, base in zip(own, self.base_lrs, strict=True):
+                group["initial_lr"] = base
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 

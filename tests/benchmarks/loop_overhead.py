@@ -83,7 +83,7 @@ class Bare(pl.LightningModule):
 
     def training_step(self, batch, batch_idx) -> torch.Tensor:
         """Cross-entropy."""
-        return F.cross_entropy(self.backbone(batch.images), batch.labels)
+        return F.cross_entropy(self.backbone(batch[0]), batch[1])
 
     def configure_optimizers(self):
         """SGD and its schedule by steps."""

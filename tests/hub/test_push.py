@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import forked
+from cli import interrupting
 from conftest import FIT, fitted, make_photos
 from hub import faults
 
@@ -279,6 +282,28 @@ def test_fit_checks_the_push_before_training_and_pushes_after(cli, hub, hub_envi
     done = cli(*options, check=0, **hub_environment, HF_TOKEN=someone.token)
     assert "pushed" in done.stdout and whole(remote(hub, "someone/fresh"))
     assert yaml.safe_load(remote(hub, "someone/fresh").head.files["config.yaml"])["push"] is None
+
+
+def test_a_push_that_was_interrupted_or_is_asked_for_later_is_made_by_resuming(
+    cli, hub, hub_environment, someone, tmp_path
+):
+    photos = make_photos(tmp_path / "photos", {"blue": 8, "red": 8})
+    options = ("fit", "--data.source", str(photos), "--model.backbone", "mixer_nano", *map(str, FIT))
+    user = {**hub_environment, "HF_TOKEN": someone.token}
+    place = ("mixer_finetune.engine.finish:push", int(signal.SIGTERM), 1)
+    stopped = forked.start(interrupting.command, (*place, *options, "--push", "someone/late"), user, tmp_path)
+    result = stopped.finished(120)
+    (run,) = (tmp_path / "runs").glob("*/*")
+    assert result.returncode == 1
+    on = f"go on with: mixer-finetune fit --resume {run.relative_to(tmp_path)}"
+    assert result.stderr == f"interrupted by SIGTERM; {on}\n"
+    resumed = cli("fit", "--resume", run, check=0, **user)
+    assert "missing: push" in resumed.stdout and whole(remote(hub, "someone/late"))
+    assert "is finished" in cli("fit", "--resume", run, check=0, **user).stdout
+    assert len(remote(hub, "someone/late").commits) == 2  # the repository's own and the run's
+    # Another repository, asked for on resuming.
+    cli("fit", "--resume", run, "--push", "someone/second", check=0, **user)
+    assert whole(remote(hub, "someone/second"))
 
 
 def test_timm_transformers_and_we_give_equal_probabilities(

@@ -205,3 +205,10 @@ def test_weights_whose_tag_misleads_come_with_a_warning(command, hub, nano):
         "warning"
         not in command("fit", "--model.backbone", "someone/nano", "--data.source", "digits", *TINY, check=0).stdout
     )
+
+
+def test_a_download_says_its_size_once(command, nano, photos):
+    first = command("predict", "someone/nano", photos, "--output", "first.csv", check=0).stdout
+    size = len(nano.head.files["model.safetensors"]) / 1e6
+    assert f"downloading model.safetensors of someone/nano ({size:.3g} MB)\n" in first
+    assert "downloading" not in command("predict", "someone/nano", photos, "--output", "second.csv", check=0).stdout

@@ -2,8 +2,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from mixer_finetune import ImageDataModule, MixerClassifier
-from mixer_finetune.training.checkpoints import BestCheckpoint, LastCheckpoint
+from mixer_finetune import ImageDataModule, MixerClassifier, UserError
+from mixer_finetune.runs import RunFolder
+from mixer_finetune.training.checkpoints import BestCheckpoint, LastCheckpoint, resume_point
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,19 @@ def test_the_latest_weights_within_one_standard_error_of_the_highest_are_kept(ac
         restored.load_state_dict(callback.state_dict())  # as after an interruption
         callback = restored
     assert max(i for i, keep in enumerate(decisions) if keep) == kept
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_not_from_its_best(tmp_path):
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    for path in (run.best_checkpoint, run.last_checkpoint):
+        torch.save({"state_dict": {}}, path)
+    assert resume_point(run) == run.last_checkpoint
+    run.last_checkpoint.unlink()
+    assert resume_point(run) == run.best_checkpoint
+    run.best_checkpoint.unlink()
+    with pytest.raises(UserError, match="no checkpoint to go on from"):
+        resume_point(run)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def test_a_checkpoint_restores_backbone_classes_and_options(tmp_path, photos):
     assert torch.equal(load_backbone(tmp_path / "some.ckpt").eval()(x), model(x))
 
 
+@pytest.mark.slow
 def test_the_head_fits_the_data_before_callbacks_copy_the_model(photos):
     for callback in (StochasticWeightAveraging(0.01, swa_epoch_start=1), EMAWeightAveraging(decay=0.5)):
         data = ImageDataModule(photos, batch_size=24, val_fraction=0.0)
@@ -108,6 +109,7 @@ def test_a_freezing_callback_freezes_the_backbone_alone(photos):
     assert model.head.weight.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_finders_try_what_they_say_they_try(photos):
     data, model = ImageDataModule(photos, batch_size=8, val_fraction=0.0), MixerClassifier("mixer_nano_32")
     sizes, rates = [], []
@@ -126,6 +128,17 @@ def test_finders_try_what_they_say_they_try(photos):
     trainer = pl.Trainer(**QUIET, max_epochs=1)
     found = Tuner(trainer).lr_find(model, data, min_lr=1e-4, max_lr=1.0, num_training=5, early_stop_threshold=None)
     assert rates == pytest.approx(found.results["lr"], rel=1e-6) and rates[0] < 1e-3 and rates[-1] > 0.1
+
+
+def test_a_rate_that_is_found_before_training_holds_from_the_first_step(loader):
+    class Finder(pl.Callback):
+        def on_fit_start(self, trainer, module):
+            module.hparams.lr = 0.3  # as LearningRateFinder does, after the optimizer was made
+
+    model, rates = MixerClassifier("mixer_nano_32", num_classes=3, lr=0.01), []
+    model.on_train_batch_start = lambda batch, i: rates.append(model.optimizers().param_groups[0]["lr"])
+    pl.Trainer(**QUIET, max_steps=2, callbacks=[Finder()]).fit(model, loader)
+    assert rates == pytest.approx([0.3, 0.15])
 
 
 class Foreign(pl.LightningModule):

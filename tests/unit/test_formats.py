@@ -73,6 +73,7 @@ def reference_mixer(arrays, images, patch):
 
 
 @pytest.mark.parametrize("old_layout", [False, True])
+@pytest.mark.slow
 def test_a_flax_file_gives_flaxs_outputs(old_layout, tmp_path):
     model = random_backbone("mixer_s32_224", 64)
     np.savez(tmp_path / "Mixer.npz", **flax_arrays(model, old_layout))
@@ -129,6 +130,7 @@ def test_a_pth_file_of_each_layout_loads_with_equal_outputs(name, size, layout, 
     assert torch.equal(loaded(images), model(images))
 
 
+@pytest.mark.slow
 def test_a_missing_and_an_unknown_key_are_named(tmp_path):
     arrays = flax_arrays(random_backbone("mixer_s32_224", 64))
     del arrays["MixerBlock_3/token_mixing/Dense_1/bias"]

@@ -21,6 +21,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process its peak")
+@pytest.mark.slow
 def test_loading_peaks_at_the_model_and_less_than_a_fifth_more(tmp_path):
     backbone = load_backbone("mixer_b16_224", num_classes=10)
     save_model_folder(tmp_path / "b16", backbone, None)

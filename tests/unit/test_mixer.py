@@ -69,6 +69,7 @@ def test_checkpointed_activations_give_the_same_gradients():
         assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_compiling_keeps_the_parameters_names():
     plain, compiled = load_backbone("mixer_nano_32"), load_backbone("mixer_nano_32")
     compiled.compile_blocks()

@@ -49,6 +49,7 @@ def load(folder, image_size=None, resize="auto"):
 
 @families
 @pytest.mark.parametrize("factors", [(2, 2), (1, 3), (3, 2)])
+@pytest.mark.slow
 def test_block_diagonal_equals_the_mean_over_the_parts_of_the_originals_pre_logits(folder, factors):
     original = load(folder)
     size = tuple(k * side for k, side in zip(factors, original.image_size, strict=True))
@@ -227,6 +228,7 @@ def test_an_impossible_size_is_one_line_that_says_what_is_possible(options, mess
         load_backbone("mixer_nano", **options)
 
 
+@pytest.mark.slow
 def test_a_program_can_be_exported_of_tokens_resampled_around_the_mixing():
     model = load_backbone("mixer_nano", image_size=48, resize="features").eval()
     resampling._resampling_on.cache_clear()

@@ -336,6 +336,7 @@ def test_optimizers_and_augmentation_are_told_in_words(tmp_path):
 # The report's pictures
 
 
+@pytest.mark.slow
 def test_a_report_made_again_is_the_same_and_tells_what_takes_time(tmp_path):
     run, split, *_ = made_run(tmp_path / "run", ["a", "b", "c"])
     said = []

@@ -1,0 +1,77 @@
+"""Each recipe of a Hub data set, on a small data set of that very layout behind the loopback Hub."""
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixer_finetune.cli.main import main
+
+SMALL = (
+    "--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu", "--trainer.devices", "1",
+    "--trainer.max_steps", "2", "--data.batch_size", "8", "--data.num_workers", "0", "--name", "run",
+)  # fmt: skip
+# Split names, the image column, the label column, other columns, and what the results must be of.
+LAYOUTS = {
+    "cifar10": ("uoft-cs/cifar10", ("train", "test"), "img", "label", {}, "test"),
+    "cifar100": ("uoft-cs/cifar100", ("train", "test"), "img", "fine_label", {"coarse_label": 2}, "test"),
+    "pets": (
+        "timm/oxford-iiit-pet", ("train", "test"), "image", "label", {"image_id": None, "label_cat_dog": 2}, "test"
+    ),
+    "flowers102": ("dpdl-benchmark/oxford_flowers102", ("train", "validation", "test"), "image", "label", {}, "test"),
+    "food101": ("ethz/food101", ("train", "validation"), "image", "label", {}, "validation"),
+    "eurosat": ("timm/eurosat-rgb", ("train", "validation", "test"), "image", "label", {"image_id": None}, "test"),
+    "imagenet1k": ("ILSVRC/imagenet-1k", ("train", "validation", "test"), "image", "label", {}, "validation"),
+}  # fmt: skip
+CLASSES, EACH = 5, 4
+
+
+def parquet(image, label, others, unlabelled):
+    """A split: some noise for each class, with all of the columns."""
+    rng = np.random.default_rng(0)
+    labels = [i % CLASSES for i in range(CLASSES * EACH)]
+    features = {image: datasets.Image(), label: datasets.ClassLabel(names=[f"class {i}" for i in range(CLASSES)])}
+    columns = {image: [], label: [-1] * len(labels) if unlabelled else labels}
+    for _ in labels:
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+        columns[image].append({"bytes": buffer.getvalue(), "path": None})
+    for name, classes in others.items():
+        if classes is None:
+            columns[name], features[name] = [f"id_{i}" for i in range(len(labels))], datasets.Value("string")
+        else:
+            columns[name] = [i % classes for i in labels]
+            features[name] = datasets.ClassLabel(names=[f"coarse {i}" for i in range(classes)])
+    found = io.BytesIO()
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(found)
+    return found.getvalue()
+
+
+@pytest.mark.parametrize("recipe", LAYOUTS)
+def test_a_recipe_runs_on_data_of_its_layout(recipe, command, hub, tmp_path):
+    repository, splits, image, label, others, tested = LAYOUTS[recipe]
+    files = {"README.md": b"---\nlicense: other\n---\n"}
+    for split in splits:
+        unlabelled = recipe == "imagenet1k" and split == "test"  # as its public test split is
+        files[f"data/{split}-00000-of-00001.parquet"] = parquet(image, label, others, unlabelled)
+    hub.add_repository("dataset", repository, files)
+    printed = command("fit", "--recipe", recipe, *SMALL, check=0).stdout
+    (run,) = (tmp_path / "runs" / "run").iterdir()
+    results = json.loads((run / "results.json").read_text())
+    assert results["split"] == tested and results["samples"] == CLASSES * EACH
+    assert results["classes"] == [f"class {i}" for i in range(CLASSES)] and results["data"]["source"] == repository
+    assert f"labels in '{label}'" in printed
+
+
+def test_every_recipe_says_what_to_type_and_what_to_expect(capsys):
+    from mixer_finetune.engine.recipes import all_recipes
+
+    for name, path in all_recipes().items():
+        header = path.read_text().partition("\nmodel:")[0]
+        assert f"--recipe {name}" in header, name
+        assert main(["recipes", "validate", name]) == 0, capsys.readouterr().out
+        if path.parent.name != "overlays" and name not in ("imagefolder", "imagefolder_nano"):
+            assert "Expected" in header or "Result" in header, name
