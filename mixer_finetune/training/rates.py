@@ -34,11 +34,11 @@ class Rate:
 # The first that fits counts.
 RATES = (
     Rate("mixer_nano", "sgd", "head", 0.2, "the best of four on the dev split of digits"),
-    Rate("mixer_nano", "sgd", "", 0.1, "docs/measurements.md, learning rates"),
+    Rate("mixer_nano", "sgd", "", 0.1, "see docs/training.md"),
     Rate("", "sgd", "head", 0.1, "not measured"),
     Rate("", "sgd", "", 0.01, "one of the MLP-Mixer paper's four (arXiv 2105.01601, appendix C)"),
-    Rate("mixer_nano", "adamw", "", 0.001, "docs/measurements.md, learning rates"),
-    Rate("mixer_nano", "muon", "", 0.001, "docs/measurements.md, learning rates"),
+    Rate("mixer_nano", "adamw", "", 0.003, "see docs/training.md"),
+    Rate("mixer_nano", "muon", "", 0.003, "see docs/training.md"),
     Rate("", "adamw", "head", 0.001, "not measured"),
     Rate("", "adamw", "", 0.0002, "MIIL's of Mixer-B/16 on CIFAR-100"),
     Rate("", "muon", "", 0.0002, "AdamW's; not measured"),

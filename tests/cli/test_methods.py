@@ -125,3 +125,26 @@ def test_the_last_weights_are_on_the_line_from_the_start_that_wise_tries(cli, ph
     for name, value in weights(run).items():
         key = name if name.startswith("head") else f"backbone.{name}"
         assert torch.allclose(value, (1 - alpha) * start[key] + alpha * end[key], atol=1e-6), name
+
+
+def test_a_soup_is_the_mean_of_the_runs_that_the_dev_split_wants(cli, photos, tmp_path):
+    options = ("--data.source", photos, *TINY, "--trainer.max_epochs", 1, "--data.batch_size", 8)
+    for name, more in (("a", ()), ("b", ("--model.lr", 0.03)), ("c", ("--seed_everything", 1))):
+        cli("fit", *options, "--name", name, *more, check=0)
+    a, b, c = (run_folder(tmp_path, name) for name in "abc")
+    said = cli("soup", a, b, "--output", "mixed", check=0).stdout
+    found = json.loads((tmp_path / "mixed" / "soup.json").read_text())
+    names = found["ingredients"]
+    assert names[0] == max(found["runs"], key=lambda n: (found["runs"][n]["accuracy"], -found["runs"][n]["loss"]))
+    assert f"mixed: {len(names)} of 2 runs, dev accuracy {found['soup']['accuracy']:.2%}" in said
+    states = [load_file(f"{name}/model/model.safetensors") for name in names]
+    for key, value in load_file(tmp_path / "mixed" / "model.safetensors").items():
+        assert torch.allclose(value, torch.stack([state[key] for state in states]).mean(0), atol=1e-6), key
+    cli("predict", "mixed", photos / "red", check=0)
+    for arguments, problem in (
+        ((a, c), f"{c} has another data seed, by which the dev split is held out of train, than {a}"),
+        ((a,), "a soup needs two runs or more"),
+        ((a, a), "a run is named twice"),
+        ((a, b, "--output", "mixed"), "mixed exists already; change --output"),
+    ):
+        assert problem in cli("soup", *arguments, check=2).stderr
