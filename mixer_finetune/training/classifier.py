@@ -81,8 +81,7 @@ class MixerClassifier(EvaluatedModule):
         momentum: Of SGD and Muon.
         weight_decay: On weight matrices; biases, norms and affine scales never decay.
         warmup_steps: Steps of linear warm-up; at most a tenth of the run.
-        sam_rho: Sharpness-aware minimisation (SAM) with perturbations of that length, often 0.05; each step is computed
-            twice. 0 is without.
+        sam_rho: Length of the perturbations of SAM, often 0.05; each step is computed twice. 0 is without.
         sam_adaptive: Measure the perturbation in units of each weight (ASAM); sam_rho is then often 0.5 to 2.
         ema_decay: Keep an exponential moving average of the weights, often 0.99 to 0.9999, and measure it beside them
             on the dev split; 0 is without.
@@ -145,7 +144,7 @@ class MixerClassifier(EvaluatedModule):
         # What a checkpoint restores and a logger shows: plain values. Weights are in the state; functions can't be
         # saved.
         self.save_hyperparameters(ignore=["backbone", "optimizer", "lr_scheduler"])
-        check_options(self.hparams, optimizer)
+        check_options(self.hparams, optimizer, lr_scheduler)
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(
                 backbone,
@@ -331,6 +330,7 @@ class MixerClassifier(EvaluatedModule):
             self.head_note = start_from_probe(self, self._datamodule)
         if options.lr == "auto" and not resumed:
             self.hparams["lr"], self.lr_note = find_rate(self, self._datamodule, self._optimizer_of)
+            self._adjust_schedule()
         if options.ema_decay:
             self.ema = WeightEma(self, options.ema_decay)
             if self._ema_state is not None:
@@ -338,12 +338,15 @@ class MixerClassifier(EvaluatedModule):
 
     def on_train_start(self) -> None:
         """Take the run as it is now: Lightning's finders change rate and batch size after the schedule was made."""
-        for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, WarmupCosine):
-                config.scheduler.adjust(self._options.lr if isinstance(self._optimizer, str) else None, self.run_steps)
+        self._adjust_schedule()
         # A run of few steps would show nothing.
         trainer: Any = self.trainer
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, max(1, self.run_steps // 10))
+
+    def _adjust_schedule(self) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, WarmupCosine):
+                config.scheduler.adjust(self._options.lr if isinstance(self._optimizer, str) else None, self.run_steps)
 
     @property
     def run_steps(self) -> int:

@@ -48,7 +48,8 @@ def _training(trainer: pl.Trainer, model: Any, data: Any) -> str:
         text += f" ({_epochs(steps / plan.steps)}), {share} images a step"
         text += f" = {trainer.world_size} device(s) x {plan.accumulate} micro-batch(es)"
     for optimizer in trainer.optimizers:
-        rates = {group.get("initial_lr", group["lr"]) for group in optimizer.param_groups}
+        every = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        rates = {min(every), max(every)}
         text += f"; {type(optimizer).__name__} with a learning rate of {' to '.join(f'{r:.3g}' for r in sorted(rates))}"
     wanted = model.hparams.warmup_steps
     for config in trainer.lr_scheduler_configs:

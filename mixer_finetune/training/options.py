@@ -16,12 +16,13 @@ _NOT_NEGATIVE = ("weight_decay", "warmup_steps", "sam_rho", "unfreeze_every", "f
 _POSITIVE = ("layer_decay", "head_lr_factor")
 
 
-def check_options(options: Mapping[str, Any], optimizer: Any) -> None:
+def check_options(options: Mapping[str, Any], optimizer: Any, lr_scheduler: Any = None) -> None:
     """Refuse options that no training can have.
 
     Args:
         options: By name.
         optimizer: A name or a callable.
+        lr_scheduler: A callable, or None for warm-up and cosine decay.
 
     Raises:
         UserError: One is out of range, or two contradict each other.
@@ -46,6 +47,8 @@ def check_options(options: Mapping[str, Any], optimizer: Any) -> None:
     if names is not None and classes not in (None, len(names)):
         raise UserError(f"num_classes is {classes}, but label_names names {len(names)}", option="num_classes")
     _check_together(options, optimizer)
+    if lr == "auto" and lr_scheduler is not None:
+        raise UserError("the schedule of a class of its own can't take a rate that is found", advice="give {lr}")
 
 
 def _check_together(options: Mapping[str, Any], optimizer: Any) -> None:

@@ -99,6 +99,7 @@ def test_the_rate_of_a_range_test_is_recorded_and_replayed(cli, tmp_path):
     said = cli("fit", *options, check=0).stdout
     run = run_folder(tmp_path, "digits")
     rate = yaml.safe_load((run / "config.yaml").read_text())["model"]["lr"]
+    assert f"SGD with a learning rate of {rate:.3g}" in said
     assert 0.005 < rate < 3 and f"learning rate {rate:g} by a range test of" in said
     cli("fit", "--config", run / "config.yaml", "--output_dir", "again", check=0)
     (again,) = (tmp_path / "again" / "digits").iterdir()

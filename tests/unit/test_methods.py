@@ -160,6 +160,8 @@ def test_the_other_choices_train_what_they_say():
         ({"loss": "logit_adjusted", "class_weights": "balanced"}, "correct the same imbalance twice"),
         ({"lr": "big"}, "expected a learning rate, got 'big'"),
         ({"lr": "auto", "optimizer": torch.optim.Adam}, "has its own rate"),
+        ({"lr": "auto", "lr_scheduler": lambda optimizer: None}, "can't take a rate that is found; give lr"),
+        ({"lr": "auto", "head": "probe"}, "a range test finds rates for a head that has still to learn"),
         ({"optimizer": "lion"}, "unknown optimizer 'lion'; use optimizer sgd, adamw or muon"),
         ({"head": "old"}, "there is no head 'old'"),
         ({"head": "names"}, "the backbone has no trained head; use head new or probe"),
