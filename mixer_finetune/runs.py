@@ -79,6 +79,11 @@ class RunFolder(os.PathLike[str]):
         return self.path / "training.json"
 
     @property
+    def starting_weights(self) -> Path:
+        """The weights before the first step, where a run needs them at its end."""
+        return self.checkpoints / "start.safetensors"
+
+    @property
     def model(self) -> Path:
         """The model folder."""
         return self.path / "model"

@@ -32,12 +32,12 @@ _OF_EVALUATION = (
 # What most users want; the rest is behind --help model, data, trainer or all.
 COMMON = {
     "model": (
-        "backbone", "image_size", "resize", "freeze_backbone", "optimizer", "lr", "weight_decay", "warmup_steps",
-        "label_smoothing", "drop_path",
+        "backbone", "image_size", "resize", "train", "head", "optimizer", "lr", "layer_decay", "weight_decay",
+        "warmup_steps", "label_smoothing", "drop_path", "ema_decay", "sam_rho", "class_weights",
     ),
     "data": (
-        "source", "val_fraction", "batch_size", "micro_batch_size", "crop_area", "flip", "rotation", "color_jitter",
-        "random_erasing", "num_workers", "on_bad_image",
+        "source", "val_fraction", "batch_size", "micro_batch_size", "sampling", "crop_area", "flip", "rotation",
+        "color_jitter", "random_erasing", "num_workers", "on_bad_image",
     ),
     "trainer": (
         "max_epochs", "max_steps", "max_time", "accelerator", "devices", "strategy", "precision", "callbacks", "logger",
@@ -45,7 +45,7 @@ COMMON = {
     ),
 }  # fmt: skip
 _OWN = ("recipe", "config", "resume", "ckpt_path", "print_config", "help")
-_RUN = ("seed_everything", "output_dir", "name", "weights", "push", "save_every_n_steps")
+_RUN = ("seed_everything", "output_dir", "name", "weights", "early_stopping", "push", "save_every_n_steps")
 
 
 def fit(arguments: list[str]) -> int:

@@ -22,6 +22,7 @@ usage: mixer-finetune COMMAND ...     (or: python -m mixer_finetune COMMAND ...)
   predict   classify images: predict RUN|CHECKPOINT|MODEL FOLDER|FILE ... [--output predictions.csv]
   report    write RUN/report.html again: report RUN [--output FILE]
   export    write a finished run's model for other runtimes: export RUN --format onnx|torch-export|safetensors
+  soup      average several runs into one model: soup RUN RUN ... [--output FOLDER]
   push      put a finished run's model on the Hugging Face Hub: push RUN user/name [--private] [--dry_run]
   recipes   list, show, copy or validate recipes
   backbones list or show architectures and their published weights
@@ -31,7 +32,7 @@ To begin: mixer-finetune fit --recipe digits"""
 
 # Commands whose options are Lightning's, plain functions, and those that only list: module by command.
 _LIGHTNING = ("fit", "validate", "test")
-_FUNCTIONS = ("predict", "report", "export", "push")
+_FUNCTIONS = ("predict", "report", "export", "soup", "push")
 _LISTS = ("recipes", "backbones")
 COMMANDS = (*_LIGHTNING, *_FUNCTIONS, *_LISTS)
 # What others call a command.

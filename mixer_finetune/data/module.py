@@ -41,6 +41,8 @@ class ImageDataModule(pl.LightningDataModule):
         val_fraction: Share of train that is carved out, stratified, where there is no dev split; 0 for none.
         batch_size: Samples of a step over all devices, at most; an epoch is cut into batches of nearly equal size.
         micro_batch_size: Most samples that a device takes at once; the rest of its share is accumulated.
+        sampling: shuffled, each training image once an epoch; or balanced, all classes equally often, with images of
+            the smaller ones repeated and every image seen.
         eval_batch_size: Samples that a device takes at once in evaluation.
         crop_area: Smallest and largest share of the image that the training crop keeps; [1, 1] squashes the whole
             image.
@@ -84,6 +86,7 @@ class ImageDataModule(pl.LightningDataModule):
         val_fraction: float = 0.1,
         batch_size: int = 128,
         micro_batch_size: int | None = None,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
         eval_batch_size: int = 256,
         crop_area: tuple[float, float] = (0.05, 1.0),
         crop_pct: float | None = None,
@@ -106,6 +109,9 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(f"crop_pct must be above 0 and at most 1, got {crop_pct}", option="crop_pct")
         if on_bad_image not in ("error", "skip"):
             raise UserError(f"unknown on_bad_image '{on_bad_image}'", option="on_bad_image", choices="error or skip")
+        if sampling not in ("shuffled", "balanced"):
+            raise UserError(f"unknown sampling '{sampling}'", option="sampling", choices="shuffled or balanced")
+        self.sampling = sampling
         self.batch_size, self.micro_batch_size, self.eval_batch_size = batch_size, micro_batch_size, eval_batch_size
         self.augmentation = Augmentation(
             crop_area, flip=flip, rotation=rotation, color_jitter=color_jitter, random_erasing=random_erasing
@@ -200,14 +206,18 @@ class ImageDataModule(pl.LightningDataModule):
         Raises:
             UserError: There are more devices than samples in a global batch.
         """
-        n, (rank, world) = len(self.require("train")), self._rank_and_world()
+        split, (rank, world) = self.require("train"), self._rank_and_world()
+        n, labels = len(split), None
+        if self.sampling == "balanced":
+            labels = split.labels
+            n = self.num_classes * int(np.bincount(labels).max())
         key = (n, self.batch_size, self.micro_batch_size, rank, world)
         if self._plan is None or self._plan[0] != key:
             steps = -(-n // self.batch_size)
             share = -(-n // steps) / world
             wanted = math.ceil(share / self.micro_batch_size) if self.micro_batch_size else 1
             accumulate = max(1, min(wanted, n // steps // world))  # the smallest global batch has a sample for each
-            self._plan = key, GlobalBatchSampler(n, self.batch_size, self.seed, rank, world, accumulate)
+            self._plan = key, GlobalBatchSampler(n, self.batch_size, self.seed, rank, world, accumulate, labels)
         return self._plan[1]
 
     @property

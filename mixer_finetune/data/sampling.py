@@ -13,12 +13,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixer_finetune.errors import UserError
-from mixer_finetune.randomness import DEV_SPLIT, ORDER, random_bits
+from mixer_finetune.randomness import BALANCE, DEV_SPLIT, ORDER, random_bits
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """A permutation of range(n) that depends on (seed, epoch) alone."""
     return np.argsort(random_bits(seed, ORDER, epoch, np.arange(n), 1)[:, 0], kind="stable")
+
+
+def balanced_order(labels: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """An order in which all classes come equally often, and each sample at least once; of (seed, epoch) alone.
+
+    Each class is repeated to the size of the largest one: whole, as often as that goes, and then those of its samples
+    whose turn it is in this epoch.
+
+    Args:
+        labels: Class of each sample, (n,).
+        seed: Of the run.
+        epoch: Counted from 0.
+
+    Returns:
+        Indices of samples, (classes * size of the largest class,).
+    """
+    most = int(np.bincount(labels).max())
+    drawn = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turn = members[np.argsort(random_bits(seed, BALANCE, epoch, members, 1)[:, 0], kind="stable")]
+        drawn += [members] * (most // len(members)) + [turn[: most % len(members)]]
+    chosen = np.concatenate(drawn)
+    return chosen[epoch_order(len(chosen), seed, epoch)]
 
 
 def stratified_split(
@@ -72,14 +96,24 @@ class GlobalBatchSampler:
         rank: Of this device.
         world_size: Number of devices.
         accumulate: Micro-batches that a device takes one after the other for one step.
+        labels: Class of each sample, to have all classes come equally often; `n` is then the length of a
+            `balanced_order`.
 
     Raises:
         UserError: A global batch has fewer samples than there are shares.
     """
 
     def __init__(
-        self, n: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
+        self.labels = labels
         self.n, self.seed, self.rank, self.world_size, self.accumulate = n, seed, rank, world_size, accumulate
         self.steps = -(-n // batch_size)
         self.epoch = 0
@@ -102,7 +136,10 @@ class GlobalBatchSampler:
         return self._micro_batches(self.epoch, self.done)
 
     def _micro_batches(self, epoch: int, done: int) -> Iterator[MicroBatch]:
-        order = epoch_order(self.n, self.seed, epoch)
+        if self.labels is None:
+            order = epoch_order(self.n, self.seed, epoch)
+        else:
+            order = balanced_order(self.labels, self.seed, epoch)
         shares = self.world_size * self.accumulate
         for micro in range(done, len(self)):
             step, turn = divmod(micro, self.accumulate)

@@ -48,6 +48,7 @@ def configure_evaluation(
         taken.classes = take_classes(base) | taken.classes
         # What shaped the run's backbone is done; what files and options say now asks for another shape.
         shape = {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}
+        shape |= {"head": "auto"}  # its own
         base["model"] = {**(base.get("model") or {}), **shape, "backbone": str(weights or run.model)}  # type: ignore[dict-item]
     cli = configure(taken, base)
     if run is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.engine.parts import Parts
 from mixer_finetune.errors import NoImagesError
 from mixer_finetune.evaluation.figures import write_pictures
+from mixer_finetune.evaluation.measures import ConfusionMatrix
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.report import write_report
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text, versions
@@ -20,6 +22,8 @@ from mixer_finetune.files import write_text
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card import model_card
 from mixer_finetune.sharing.push import push
+from mixer_finetune.training.judgement import judge_answers, judge_training
+from mixer_finetune.training.metrics_file import read_rows
 
 log = logging.getLogger(__name__)
 
@@ -128,17 +132,35 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> 
         steps=training["steps"],
         ended_by=training["ended_by"],
         time=time_spent,
+        weights=training.get("weights", "last"),
+        lr=training.get("lr"),
     )
     if predictions is not None:
         results = results.with_intervals(predictions)
     write_pictures(run, predictions, results)
+    results = replace(results, judgement=_judgement(run, results, predictions, model.hparams.get("lr")))
     results.write(run)
+
+
+def _judgement(run: RunFolder, results: Results, predictions: Predictions | None, lr: Any) -> list[str]:
+    rate = lr if isinstance(lr, float | int) else None
+    said = judge_training(read_rows(run.metrics_file), len(results.classes), rate, results.ended_by)
+    if predictions is not None and len(predictions):
+        matrix = ConfusionMatrix.of(predictions)
+        counts = zip(results.classes, matrix.right.tolist(), matrix.labelled.tolist(), strict=True)
+        right = {name: (hits, n) for name, hits, n in counts}
+        said += judge_answers(right, results.calibration_error, float(predictions.confidence.mean()))
+    return said
 
 
 def _say_what_came_out(run: RunFolder, results: Results) -> None:
     if results.metrics:
         shown = ", ".join(f"{metric_name(name)} {metric_text(name, value)}" for name, value in results.metrics.items())
         log.info(f"{results.split} ({results.measured_on} images): {shown}")
+    if results.weights != "last":
+        log.info(f"these are the {results.weights} weights, which are exported")
+    for sentence in results.judgement:
+        log.info(f"note       {sentence}")
     if results.bad_images:
         log.info(f"skipped {len(results.bad_images)} image(s) that can't be decoded: see results.json")
     ended = "" if results.ended_by in (None, "schedule") else f", ended by {results.ended_by} at step {results.steps:,}"

@@ -24,7 +24,7 @@ from mixer_finetune.engine.messages import explained
 from mixer_finetune.engine.parts import MixerCLI, Parts, build, configure
 from mixer_finetune.engine.quiet import quiet
 from mixer_finetune.engine.train import model_steps, train
-from mixer_finetune.errors import Interrupted, UserError
+from mixer_finetune.errors import Interrupted, UserError, check_at_least
 from mixer_finetune.files import UNWRITABLE
 from mixer_finetune.hub.commit import check_access
 from mixer_finetune.runs import RunFolder
@@ -145,6 +145,7 @@ def _complete(run: RunFolder, cli: MixerCLI) -> RunFolder:
 def take_weights_of(cli: MixerCLI, model: str) -> None:
     """Have a configuration start from a trained model, as it is."""
     shape = {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}
+    shape |= {"head": "auto"}
     for name, value in {"backbone": model, **shape}.items():
         cli.config[f"model.{name}"] = value
 
@@ -156,9 +157,14 @@ def _checked(cli: MixerCLI, run: RunFolder) -> Parts:
     parts = build(cli, run.path)
     if hasattr(parts.data, "require"):
         parts.data.require("train")
-    if parts.options.weights == "best" and "val" not in getattr(parts.data, "splits", {"val": None}):
+    options = parts.options
+    check_at_least(1, early_stopping=options.early_stopping)
+    if "val" not in getattr(parts.data, "splits", {"val": None}):
         advice = "name one with {val_split} or set {val_fraction}"
-        raise UserError("the best weights need a dev split to be best on", advice=advice)
+        if options.weights != "last":
+            raise UserError(f"the {options.weights} weights need a dev split to be best on", advice=advice)
+        if options.early_stopping:
+            raise UserError("early stopping needs a dev split to watch", advice=advice)
     return parts
 
 

@@ -8,20 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer, WeightAveraging
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LambdaCallback,
+    Timer,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mixer_finetune.backbones.folder import save_model_folder
-from mixer_finetune.backbones.foreign import load_checkpoint
+from mixer_finetune.engine.choose import choose_weights
 from mixer_finetune.engine.configuration import as_yaml, repeatable
 from mixer_finetune.engine.parts import Parts, callbacks_of
 from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation.results import device_name
 from mixer_finetune.files import write_text
 from mixer_finetune.runs import RunFolder
-from mixer_finetune.training.checkpoints import checkpoint_callbacks
+from mixer_finetune.training.checkpoints import StartingWeights, checkpoint_callbacks
 from mixer_finetune.training.classifier import MixerClassifier
 from mixer_finetune.training.metrics_file import MetricsFile
+from mixer_finetune.training.stopping import EarlyStop
 from mixer_finetune.training.task import TOP_K
 
 log = logging.getLogger(__name__)
@@ -48,8 +55,7 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     _check_monitors(parts)
     if trainer.is_global_zero:
         _forget_results(run)
-        config = repeatable(parts.config, model.backbone.origin.get("revision"), getattr(data, "revision", None))
-        write_text(run.config_file, as_yaml(config))
+        _write_config(parts, run)
         if parts.options.push:
             run.write_json(run.push_file, {"repo_id": parts.options.push})
     if parts.config["trainer"]["logger"] in (None, True):
@@ -58,6 +64,11 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
         logger.log_hyperparams(_flat(parts.config))
     dev_images = len(getattr(data, "splits", {}).get("val", ()))
     every, monitor = parts.options.save_every_n_steps, f"val/{model.task.monitor}"
+    if parts.options.early_stopping:
+        callbacks_of(trainer).append(EarlyStop(parts.options.early_stopping, monitor))
+    if parts.options.weights == "wise":
+        callbacks_of(trainer).append(StartingWeights(run.starting_weights))
+    callbacks_of(trainer).append(LambdaCallback(on_train_start=lambda *_: _write_config(parts, run)))
     callbacks_of(trainer).extend(
         [MetricsFile(run.metrics_file), *checkpoint_callbacks(run, every, dev_images, monitor)]
     )
@@ -66,14 +77,28 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     seconds = time.perf_counter() - started
     run = RunFolder(Path(trainer.strategy.broadcast(str(run))))  # the first process made it
-    if parts.options.weights == "best":
-        _take_best(model, run)
+    summary = _summary(parts, planned_steps, seconds)
+    summary["weights"], dev = choose_weights(parts, run)
+    summary["dev"] = dev or summary["dev"]
     if hasattr(data, "gather_bad_images"):
         data.gather_bad_images()
     if trainer.is_global_zero:
         save_model_folder(run.model, model.assembled(), model.label_names)
-        run.write_json(run.training_file, _summary(parts, planned_steps, seconds))
+        summary["bad_images"] = sorted(getattr(data, "bad_images", ()))
+        run.write_json(run.training_file, summary)
     return run
+
+
+def _write_config(parts: Parts, run: RunFolder) -> None:
+    """config.yaml, with the learning rate that was chosen, once it is."""
+    if not parts.trainer.is_global_zero:
+        return
+    model, data = parts.model, parts.data
+    config = repeatable(parts.config, model.backbone.origin.get("revision"), getattr(data, "revision", None))
+    options = config["model"].get("init_args", config["model"])
+    if options.get("lr", 0.0) in (None, "auto") and isinstance(model.hparams.get("optimizer"), str):
+        options["lr"] = model.hparams["lr"]
+    write_text(run.config_file, as_yaml(config))
 
 
 def model_steps(parts: Parts) -> int | None:
@@ -103,7 +128,9 @@ def _check_monitors(parts: Parts) -> None:
         return  # a class of the user's own may log more
     logged = [f"train/{name}" for name in ("loss", "accuracy", "loss_epoch", "accuracy_epoch", "lr")]
     if parts.data.val_dataloader():
-        logged += [f"val/{name}" for name in (*parts.model.task.metrics(TOP_K + 1), "loss")]
+        names = [*parts.model.task.metrics(TOP_K + 1), "loss"]
+        logged += [f"val/{name}" for name in names]
+        logged += [f"val/ema_{name}" for name in names if parts.model.hparams["ema_decay"]]
     for callback in callbacks_of(parts.trainer):
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor not in logged:
@@ -115,14 +142,6 @@ def _forget_results(run: RunFolder) -> None:
     """Remove what an earlier, shorter training of the run left, which would be taken for results of this one."""
     for path in (run.training_file, run.results_file, run.predictions_file, run.report, run.card):
         path.unlink(missing_ok=True)
-
-
-def _take_best(model: Any, run: RunFolder) -> None:
-    """Put the weights of best.ckpt into the model."""
-    if run.best_checkpoint.is_file():
-        model.load_state_dict(load_checkpoint(run.best_checkpoint)["state_dict"])
-    else:
-        log.info("no validation took place, so the last weights stand for the best")
 
 
 def _summary(parts: Parts, planned_steps: int | None, seconds: float) -> dict[str, Any]:
@@ -137,6 +156,7 @@ def _summary(parts: Parts, planned_steps: int | None, seconds: float) -> dict[st
         "planned_steps": planned_steps if planned_steps is not None else trainer.global_step,
         "ended_by": _ended_by(trainer, planned_steps),
         "weights": parts.options.weights,
+        "lr": model.lr_note or f"{model.hparams['lr']}",
         "seconds": round(narrator.seconds, 1),
         "time": {
             "fit": round(seconds, 2),
@@ -146,7 +166,7 @@ def _summary(parts: Parts, planned_steps: int | None, seconds: float) -> dict[st
             "images_per_second": round(narrator.images_per_second, 2),
         },
         "dev": dev or None,
-        "bad_images": sorted(getattr(data, "bad_images", ())),
+        "bad_images": [],
         "backbone": model.backbone.origin,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -157,12 +177,14 @@ def _summary(parts: Parts, planned_steps: int | None, seconds: float) -> dict[st
 
 
 def _ended_by(trainer: pl.Trainer, planned_steps: int | None) -> str:
-    """What ended training: "schedule", "max_time", or a callback by its name."""
+    """What ended training: "schedule", "max_time", "early stopping", or a callback by its name."""
     if planned_steps is None or trainer.global_step >= planned_steps:
         return "schedule"
     for callback in callbacks_of(trainer):
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
             return "max_time"
+        if isinstance(callback, EarlyStop) and callback.stopped:
+            return "early stopping"
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
             return type(callback).__name__
     return "a callback"

@@ -133,7 +133,7 @@ def _summary(results: Results, backbone: Backbone) -> str:
         trained += f"<br><small>ended by {page.text(results.ended_by)}</small>"
     tiles.append((page.duration(results.seconds), trained))
     boxes = "".join(f'<div class="tile"><b>{value}</b>{label}</div>' for value, label in tiles)
-    return f'{_about(results, backbone)}<div class="tiles">{boxes}</div>{_dev(results)}'
+    return f'{_about(results, backbone)}<div class="tiles">{boxes}</div>{_dev(results)}{_judgement(results)}'
 
 
 def _about(results: Results, backbone: Backbone) -> str:
@@ -158,7 +158,12 @@ def _dev(results: Results) -> str:
     if not results.dev:
         return ""
     values = ", ".join(f"{metric_name(name)} {metric_text(name, value)}" for name, value in results.dev.items())
-    return f"<p>On the dev split at the end of training: {page.text(values)}.</p>"
+    which = "at the end of training" if results.weights == "last" else f"with the {results.weights} weights"
+    return f"<p>On the dev split {page.text(which)}: {page.text(values)}.</p>"
+
+
+def _judgement(results: Results) -> str:
+    return "".join(f"<p>{page.text(sentence)}</p>" for sentence in results.judgement)
 
 
 def _time_section(results: Results) -> str:

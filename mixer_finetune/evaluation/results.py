@@ -56,6 +56,9 @@ class Results:
         time: Seconds that parts of the run took, and training images a second.
         intervals: 95% intervals of the metrics.
         calibration_error: Expected calibration error; None where nothing was evaluated.
+        weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", ...
+        lr: Highest learning rate, and where it is from; None where it is not known.
+        judgement: What the run's numbers say about it, sentence by sentence.
     """
 
     metrics: dict[str, float]
@@ -84,6 +87,9 @@ class Results:
     time: dict[str, float]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     calibration_error: float | None = None
+    weights: str = "last"
+    lr: str | None = None
+    judgement: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, run: RunFolder) -> Results:

@@ -236,7 +236,9 @@ def _training(config: dict[str, Any], results: Results, data_name: str) -> str:
     rows = {
         "data": f"{data_name}, {results.train_samples:,} training images{f', commit {revision}' if revision else ''}, "
         f"licence: {results.data['license'] or 'not stated'}",
-        "trained": "the head alone" if model.get("freeze_backbone") else "all parameters",
+        "trained": _trained(model),
+        "method": _method(model, data),
+        "weights": None if results.weights == "last" else results.weights,
         "optimizer": _optimizer(model),
         "batch": f"{data['batch_size']}, over all devices" if "batch_size" in data else None,
         "steps": f"{results.steps:,}{ended}",
@@ -253,6 +255,23 @@ def _training(config: dict[str, Any], results: Results, data_name: str) -> str:
         f"| | |\n|-|-|\n{table}\n\n"
         "`config.yaml` holds every option: `mixer-finetune fit --config config.yaml` repeats the run."
     )
+
+
+def _trained(model: dict[str, Any]) -> str:
+    train = "head" if model.get("freeze_backbone") else model.get("train", "all")
+    return {"all": "all parameters", "head": "the head alone"}.get(train, f"{train}, and the head")
+
+
+def _method(model: dict[str, Any], data: dict[str, Any]) -> str | None:
+    """What was done beside plain fine-tuning."""
+    plain = {
+        "head": "auto", "unfreeze_every": 0, "layer_decay": 1.0, "head_lr_factor": 1.0, "sam_rho": 0.0,
+        "sam_adaptive": False, "ema_decay": 0.0, "loss": "cross_entropy", "class_weights": "none",
+    }  # fmt: skip
+    done = [f"{name.replace('_', ' ')} {model[name]}" for name, off in plain.items() if model.get(name, off) != off]
+    if data.get("sampling", "shuffled") != "shuffled":
+        done.append(f"sampling {data['sampling']}")
+    return ", ".join(done) or None
 
 
 def _optimizer(model: dict[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mixer_finetune.backbones.foreign import load_checkpoint
@@ -116,6 +117,24 @@ class BestCheckpoint(ModelCheckpoint):
         """Go on with the highest dev accuracy of the checkpoint."""
         self.highest = state_dict["highest"]
         super().load_state_dict(state_dict)
+
+
+class StartingWeights(Callback):
+    """Keeps the weights that training starts from, for what goes back to them at its end.
+
+    Args:
+        path: Of the file, which a resumed run finds there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write them, once."""
+        if trainer.is_global_zero and not self.path.is_file():
+            state = {name: value.detach().cpu().contiguous() for name, value in pl_module.state_dict().items()}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, lambda temporary: save_file(state, temporary))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -21,24 +21,27 @@ from mixer_finetune.backbones.foreign import load_checkpoint
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.batches import Batch
-from mixer_finetune.errors import NoImagesError, UserError
-from mixer_finetune.training.head import choose_head
+from mixer_finetune.errors import UserError
+from mixer_finetune.training.averages import WeightEma
+from mixer_finetune.training.drop_path import drop_path_of
+from mixer_finetune.training.evaluating import EvaluatedModule
+from mixer_finetune.training.head import HeadName, choose_head
+from mixer_finetune.training.layers import Rates, choose_trained, drop_untrained_gradients
 from mixer_finetune.training.log import TrainingLog
-from mixer_finetune.training.measuring import Answers, SplitMetrics
-from mixer_finetune.training.optimization import (
-    WarmupCosine,
-    build_optimizer,
-    check_ranges,
-    drop_path_factors,
-    schedule_config,
-)
-from mixer_finetune.training.task import SINGLE_LABEL, Task
+from mixer_finetune.training.loss import Loss, LossName, make_loss
+from mixer_finetune.training.optimization import build_optimizer
+from mixer_finetune.training.options import check_options
+from mixer_finetune.training.probe import start_from_probe
+from mixer_finetune.training.range_test import find_rate
+from mixer_finetune.training.rates import recommended_rate
+from mixer_finetune.training.schedule import WarmupCosine, schedule_config
+from mixer_finetune.training.sharpness import Sharpness
 
 log = logging.getLogger(__name__)
 
 
-class MixerClassifier(pl.LightningModule):
-    """Fine-tunes a Mixer backbone with cross-entropy, by SGD or AdamW, with linear warm-up and cosine decay by steps.
+class MixerClassifier(EvaluatedModule):
+    """Fine-tunes a Mixer backbone: cross-entropy and SGD, unless asked otherwise, with linear warm-up and cosine decay.
 
     It trains on batches of (images, labels), normalised for its backbone, from any DataLoader. From an ImageDataModule
     it takes the names of the classes, too.
@@ -55,17 +58,36 @@ class MixerClassifier(pl.LightningModule):
         resize: How trained weights are brought to another number of tokens: interpolate, block_diagonal (the paper's,
             for whole multiples), features, patch (keep the tokens, resize the patches), or auto.
         revision: Branch, tag or commit of a Hub backbone.
-        freeze_backbone: Train the head alone (a linear probe).
+        train: What is trained beside the head: all, head (nothing), last-K (the last K blocks and the final norm),
+            norms-biases, token-mixing, channel-mixing, no-stem (all but the patch embedding).
+        freeze_backbone: Train the head alone, as `train` head.
+        unfreeze_every: Gradual unfreezing: the head is trained first, and each that many steps one layer more, from the
+            last block down to the stem; 0 trains all from the start.
+        head: auto (the trained head if it is for the data's classes, else a new one), keep (the trained head, its
+            classes by name), new (zero), names (rows of the trained head for the classes that it knows by name), or
+            probe (a ridge regression on the training images, computed before the first step).
         drop_path: Probability that an image skips a branch of the last block (stochastic depth); linear over depth.
         label_smoothing: Share of the target spread evenly over the classes.
-        optimizer: "sgd", "adamw", or a class of torch.optim with its own options (--model.optimizer Adam
-            --model.optimizer.lr 0.001), which then holds in place of `lr`, `momentum` and `weight_decay`.
+        loss: cross_entropy, binary (a sigmoid for each class), focal or logit_adjusted (for unequal classes).
+        focal_gamma: Exponent of the focal loss.
+        class_weights: balanced weighs the loss of an image inversely to how often its class occurs; or none.
+        optimizer: "sgd", "adamw", "muon" (the blocks' matrices by Muon, the rest by AdamW), or a class of torch.optim
+            with its own options (--model.optimizer Adam --model.optimizer.lr 0.001), which then holds in place of `lr`,
+            `momentum` and `weight_decay`.
         lr_scheduler: A class of torch.optim.lr_scheduler, stepped once an epoch; linear warm-up and cosine decay by
             steps when not given.
-        lr: Highest learning rate, after the warm-up.
-        momentum: Of SGD.
+        lr: Highest learning rate, after the warm-up; auto finds it by a range test on the training images; the one
+            recommended for backbone, optimizer and `train` when not given.
+        layer_decay: Factor on the rate from each layer to the one before it: the head has the full rate, the last block
+            and the final norm that times this, and so on down to the stem.
+        head_lr_factor: Factor on the head's rate.
+        momentum: Of SGD and Muon.
         weight_decay: On weight matrices; biases, norms and affine scales never decay.
         warmup_steps: Steps of linear warm-up; at most a tenth of the run.
+        sam_rho: Length of the perturbations of SAM, often 0.05; each step is computed twice. 0 is without.
+        sam_adaptive: Measure the perturbation in units of each weight (ASAM); sam_rho is then often 0.5 to 2.
+        ema_decay: Keep an exponential moving average of the weights, often 0.99 to 0.9999, and measure it beside them
+            on the dev split; 0 is without.
         compile: Compile the backbone's blocks with torch.compile.
         checkpoint_activations: Compute the blocks' activations again in the backward pass: less memory, a third more
             time.
@@ -76,7 +98,7 @@ class MixerClassifier(pl.LightningModule):
         head: Pre-logits to logits, (B, classes).
         label_names: Names of the classes, where they are known.
         head_note: Which head it is, and why, for the user.
-        test_table: After a test: (n, 2 + 2k) index, label, k most probable classes, their probabilities.
+        lr_note: Where the learning rate is from, for the user; None where it was given.
 
     Raises:
         UserError: The backbone can't be loaded, or an option is out of range.
@@ -84,7 +106,6 @@ class MixerClassifier(pl.LightningModule):
 
     # An ImageDataModule gives its batches whole, with their place in the epoch; other modules get (images, labels).
     takes_batch: ClassVar[bool] = True
-    task: ClassVar[Task] = SINGLE_LABEL
     head: nn.Module
     label_names: list[str] | None
 
@@ -98,24 +119,35 @@ class MixerClassifier(pl.LightningModule):
         in_chans: int | None = None,
         resize: str = "auto",
         revision: str | None = None,
+        train: str = "all",
         freeze_backbone: bool = False,
+        unfreeze_every: int = 0,
+        head: HeadName = "auto",
         drop_path: float = 0.0,
         label_smoothing: float = 0.0,
-        optimizer: Literal["sgd", "adamw"] | OptimizerCallable = "sgd",
+        loss: LossName = "cross_entropy",
+        focal_gamma: float = 2.0,
+        class_weights: Literal["none", "balanced"] = "none",
+        optimizer: Literal["sgd", "adamw", "muon"] | OptimizerCallable = "sgd",
         lr_scheduler: LRSchedulerCallable | None = None,
-        lr: float = 0.01,
+        lr: float | Literal["auto"] | None = None,
+        layer_decay: float = 1.0,
+        head_lr_factor: float = 1.0,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
+        sam_rho: float = 0.0,
+        sam_adaptive: bool = False,
+        ema_decay: float = 0.0,
         compile: bool = False,
         checkpoint_activations: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_ranges(optimizer, momentum, label_smoothing, drop_path, lr=lr, wd=weight_decay, warmup_steps=warmup_steps)
-        if label_names is not None and num_classes not in (None, len(label_names)):
-            problem = f"num_classes is {num_classes}, but label_names names {len(label_names)}"
-            raise UserError(problem, option="num_classes")
+        # What a checkpoint restores and a logger shows: plain values. Weights are in the state; functions can't be
+        # saved.
+        self.save_hyperparameters(ignore=["backbone", "optimizer", "lr_scheduler"])
+        check_options(self.hparams, optimizer, lr_scheduler)
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(
                 backbone,
@@ -126,25 +158,27 @@ class MixerClassifier(pl.LightningModule):
                 revision=revision,
                 seed=seed,
             )
-        # What a checkpoint restores and a logger shows: plain values. Weights are in the state; functions can't be
-        # saved.
-        self.save_hyperparameters(ignore=["backbone", "optimizer", "lr_scheduler"])
         self.hparams["backbone"] = backbone.origin["source"]
         self.hparams["optimizer"] = optimizer if isinstance(optimizer, str) else "custom"
+        self.hparams["train"] = train = "head" if freeze_backbone else train
+        self.lr_note: str | None = None
+        if lr is None:
+            rate = recommended_rate(backbone, optimizer if isinstance(optimizer, str) else "sgd", train)
+            self.hparams["lr"], self.lr_note = rate.lr, rate.note
         self._hparams_initial = copy.deepcopy(self.hparams)
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
 
         self.backbone = backbone
         self._put_head(num_classes, label_names)
-        if freeze_backbone:
-            self.backbone.requires_grad_(False)
+        choose_trained(self.backbone, train)
         self.backbone.checkpoint_activations = checkpoint_activations
         if compile:
             self.backbone.compile_blocks()
 
-        self.answers = Answers(self.task)
-        self.test_table: Tensor | None = None
         self._log = TrainingLog()
+        self.criterion = Loss(self.task)
+        self._sharpness = Sharpness(sam_rho, sam_adaptive) if sam_rho else None
+        self._ema_state: dict[str, Any] | None = None
 
     # Model
 
@@ -200,12 +234,12 @@ class MixerClassifier(pl.LightningModule):
     def _put_head(self, classes: int | None, label_names: list[str] | None) -> None:
         """Take the head for those classes, and make metrics for it."""
         whole = self.backbone.with_head(self.head) if hasattr(self, "head") else self.backbone
-        head = choose_head(whole, classes, label_names)
+        named = label_names is not None or classes is not None  # else it isn't known yet which head is wanted
+        head = choose_head(whole, classes, label_names, self._options.head if named else "auto")
         self.backbone, self.head = whole.with_head(nn.Identity()), head.module
         self.label_names, self.head_note = head.label_names, head.note
         self.hparams["label_names"] = label_names
-        count = whole.with_head(head.module).num_classes
-        self.dev, self.test = (SplitMetrics(self.task, count, prefix) for prefix in ("val/", "test/"))
+        self.make_metrics(whole.with_head(head.module).num_classes)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Images (B, c, S, T), normalised, to logits (B, classes); `keep` as in Backbone."""
@@ -217,29 +251,36 @@ class MixerClassifier(pl.LightningModule):
     def training_step(self, batch: Batch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The share of the global batch's mean loss that this micro-batch contributes."""
         images, targets = batch[0], batch[1]
-        logits = self(images, self._drop_path(batch, batch_idx))  # (b, classes)
-        total = self.task.loss(logits, targets, self._options.label_smoothing)
-        self._log.step(self, total, self.task.right(logits, targets), len(images), batch_idx)
+        logits = self(images, drop_path_of(self, batch, batch_idx))  # (b, classes)
+        total = self.criterion(logits, targets)
+        if self._sharpness is None or not self._sharpness.again:
+            self._log.step(self, total, self.task.right(logits, targets), len(images), batch_idx)
+            if self._sharpness is not None:
+                self._sharpness.keep(batch, batch_idx)
         if not isinstance(batch, Batch):
             return total / len(images)
         # Lightning averages over devices and micro-batches; scaled so, that average is the global batch's mean.
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return total * (shares / batch.global_size)
 
-    def _drop_path(self, batch: Batch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
-        """Factors on what each branch adds, (blocks, 2, b), a function of the images' positions in the global batch."""
-        options, count = self._options, len(batch[0])
-        if not options.drop_path or options.freeze_backbone:
-            return None
-        first = batch.first if isinstance(batch, Batch) else 0
-        if not isinstance(batch, Batch):  # as if all micro-batches had that many images
-            turn = batch_idx % self.trainer.accumulate_grad_batches
-            first = (turn * self.trainer.world_size + self.trainer.global_rank) * count
-        blocks, positions = len(self.backbone.blocks), first + np.arange(count)
-        dtype = next(self.backbone.parameters()).dtype
-        return drop_path_factors(
-            options.drop_path, blocks, options.seed, self.global_step, positions, batch[0].device, dtype
-        )
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step, by SAM's two passes where it is asked for, and take the weights into their average."""
+        if self._sharpness is not None and optimizer_closure is not None:
+            first = optimizer_closure
+            optimizer_closure = self._sharpness.around(self, first, self._spare_layers)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None:
+            self.ema.update(self)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Leave the layers alone whose turn has not come."""
+        self._spare_layers()
+
+    def _spare_layers(self) -> None:
+        if every := self._options.unfreeze_every:
+            drop_untrained_gradients(self, len(self.backbone.blocks), every, self.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop a run that has diverged.
@@ -268,20 +309,46 @@ class MixerClassifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule."""
         options = self._options
-        optimizer = build_optimizer(self, self._optimizer, options.lr, options.momentum, options.weight_decay)
+        optimizer = self._optimizer_of(
+            0.0 if options.lr == "auto" else options.lr
+        )  # which is found when the run starts
         if self._lr_scheduler is not None:
             return schedule_config(optimizer, self._lr_scheduler)
         schedule = WarmupCosine(optimizer, options.warmup_steps, self.run_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _optimizer_of(self, lr: float) -> Any:
+        options = self._options
+        rates = Rates(len(self.backbone.blocks), options.layer_decay, options.head_lr_factor)
+        return build_optimizer(self, self._optimizer, lr, options.momentum, options.weight_decay, rates)
+
+    def on_fit_start(self) -> None:
+        """Make what depends on the data: the loss, a new run's head, the average of the weights."""
+        options, resumed = self._options, self.trainer.ckpt_path is not None
+        if self._sharpness is not None:
+            self._sharpness.check(self.trainer)
+        self.criterion = make_loss(self.task, options, self._datamodule)
+        if options.head == "probe" and not resumed:
+            self.head_note = start_from_probe(self, self._datamodule)
+        if options.lr == "auto" and not resumed:
+            self.hparams["lr"], self.lr_note = find_rate(self, self._datamodule, self._optimizer_of)
+            self._adjust_schedule()
+        if options.ema_decay:
+            self.ema = WeightEma(self, options.ema_decay)
+            if self._ema_state is not None:
+                self.ema.load_state_dict(self._ema_state)
+
     def on_train_start(self) -> None:
         """Take the run as it is now: Lightning's finders change rate and batch size after the schedule was made."""
-        for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, WarmupCosine):
-                config.scheduler.adjust(self._options.lr if isinstance(self._optimizer, str) else None, self.run_steps)
+        self._adjust_schedule()
         # A run of few steps would show nothing.
         trainer: Any = self.trainer
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, max(1, self.run_steps // 10))
+
+    def _adjust_schedule(self) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, WarmupCosine):
+                config.scheduler.adjust(self._options.lr if isinstance(self._optimizer, str) else None, self.run_steps)
 
     @property
     def run_steps(self) -> int:
@@ -296,44 +363,10 @@ class MixerClassifier(pl.LightningModule):
             raise UserError("the run has no end", advice="set {trainer.max_epochs} or {trainer.max_steps}")
         return int(steps)
 
-    # Evaluation
-
-    def validation_step(self, batch: Batch | tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Update the dev metrics."""
-        if len(batch[0]):  # else none of its images could be decoded
-            self.dev.update(self(batch[0]), batch[1])
-
     def on_validation_epoch_start(self) -> None:
         """Show the training's means beside the dev metrics that are to come."""
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._log.begin_validation(self)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log dev metrics and loss, over the whole split and all devices."""
-        self.log_dict(self._measured(self.dev, "dev"))
-
-    def test_step(self, batch: Batch | tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Update the test metrics and the table of answers."""
-        if len(batch[0]):
-            logits = self(batch[0])  # (b, classes)
-            self.test.update(logits, batch[1])
-            self.answers.update(logits, batch[1], batch.indices if isinstance(batch, Batch) else None)
-
-    def on_test_epoch_end(self) -> None:
-        """Log test metrics and loss and keep the answers, over the whole split and all devices."""
-        self.log_dict(self._measured(self.test, "evaluated"))
-        self.test_table = self.answers.compute()
-
-    def _measured(self, metrics: SplitMetrics, split: str) -> dict[str, Tensor]:
-        everywhere = self.trainer.strategy.reduce(torch.tensor(metrics.batches, device=self.device), reduce_op="sum")
-        if not self.trainer.sanity_checking and not everywhere:
-            problem = f"no image of the {split} split could be decoded"
-            raise NoImagesError(problem, advice="look at them, or change {data.source}")
-        return metrics.compute()
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Images, alone or first in the batch, to the probability of each class, (b, classes)."""
-        return self.task.probabilities(self(batch if isinstance(batch, Tensor) else batch[0]))
 
     # Checkpoints
 
@@ -341,11 +374,16 @@ class MixerClassifier(pl.LightningModule):
         """Make the checkpoint self-contained: `load_backbone` reads it without anything else."""
         checkpoint["model_config"] = model_config(self.assembled(), self.label_names)
         checkpoint["training_log"] = self._log.state_dict()
+        if self.ema is not None:
+            checkpoint["ema"] = self.ema.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the loss and accuracy that were being gathered."""
         if "training_log" in checkpoint:  # not in a checkpoint of weights alone
             self._log.load_state_dict(checkpoint["training_log"], self.device)
+        self._ema_state = checkpoint.get("ema")
+        if self._options.lr == "auto":
+            self.hparams["lr"] = checkpoint["hyper_parameters"]["lr"]
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> MixerClassifier:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+import torch
 from torch import nn
 
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.errors import UserError
+
+HeadName = Literal["auto", "keep", "new", "probe", "names"]
 
 
 @dataclass(frozen=True)
@@ -25,16 +31,22 @@ class Head:
     note: str
 
 
-def choose_head(backbone: Backbone, classes: int | None, label_names: list[str] | None) -> Head:
-    """The backbone's trained head, if it was trained for these classes; else a new, zero-initialised one.
+def choose_head(
+    backbone: Backbone, classes: int | None, label_names: list[str] | None, head: HeadName = "auto"
+) -> Head:
+    """The head for the classes of the data.
 
     Args:
         backbone: With the head that it was loaded with.
         classes: Of the data; as many as there are names, or the head's own, when None.
         label_names: Names of the classes; None takes the head's for granted.
+        head: auto keeps the trained head if it was trained for these very classes, in this order, and else gives a new
+            one. keep takes the trained head's rows by the classes' names, and refuses others. names takes the rows of
+            the classes that it knows, and starts the others from zero. new and probe give a new, zero-initialised head
+            (a probe's weights are computed when the data is there).
 
     Raises:
-        UserError: Fewer than two classes.
+        UserError: Fewer than two classes, or the trained head does not know what was asked of it.
     """
     if classes is None:
         classes = backbone.num_classes if label_names is None else len(label_names)
@@ -42,16 +54,84 @@ def choose_head(backbone: Backbone, classes: int | None, label_names: list[str] 
         raise UserError(
             f"a classifier needs at least 2 classes, got {classes}", advice="check the labels or {num_classes}"
         )
+    if head in ("keep", "names"):
+        return _rows_by_name(backbone, classes, label_names, head)
     same = classes == backbone.num_classes and label_names in (None, backbone.label_names)
-    if same and backbone.origin["weights"] != "fresh":
+    fresh = backbone.origin["weights"] == "fresh"
+    if head == "auto" and same and not fresh:
         if label_names is None:
             return Head(backbone.head, backbone.label_names, f"head of {classes} classes")
         return Head(backbone.head, label_names, f"trained head kept: its {classes} label names are the data's")
-    new = backbone.with_head(nn.Identity())
-    new.replace_head(classes)
-    if backbone.origin["weights"] == "fresh":
+    if fresh:
         note = f"fresh weights, new head of {classes} classes"
     else:
         why = "its label names are not the data's" if backbone.label_names else "no trained head for these classes"
-        note = f"new zero-initialised head of {classes} classes ({why})"
-    return Head(new.head, label_names, note)
+        note = f"new zero-initialised head of {classes} classes ({why if head == 'auto' else 'asked for'})"
+    return Head(_new_head(backbone, classes), label_names, note)
+
+
+def check_head(head: str) -> None:
+    """Refuse what is no choice of a head.
+
+    Raises:
+        UserError: It is none.
+    """
+    if head not in get_args(HeadName):
+        raise UserError(f"there is no head '{head}'", option="head", choices=", ".join(get_args(HeadName)))
+
+
+def _new_head(backbone: Backbone, classes: int) -> nn.Linear:
+    new = backbone.with_head(nn.Identity())
+    new.replace_head(classes)
+    assert isinstance(new.head, nn.Linear)
+    return new.head
+
+
+def _rows_by_name(backbone: Backbone, classes: int, label_names: list[str] | None, head: HeadName) -> Head:
+    known, trained = backbone.label_names, backbone.head
+    if backbone.origin["weights"] == "fresh" or not isinstance(trained, nn.Linear):
+        raise UserError("the backbone has no trained head", option="head", choices="new or probe")
+    if head == "keep" and label_names in (None, known) and classes == backbone.num_classes:
+        return Head(trained, label_names or known, f"trained head kept, with its {classes} classes")
+    if known is None or label_names is None:
+        whose = "the backbone's head" if known is None else "the data"
+        raise UserError(f"the classes of {whose} have no names to go by", option="head", choices="new or probe")
+    rows = matched_rows(label_names, known)
+    taken = [name for name, row in zip(label_names, rows, strict=True) if row is not None]
+    missing = [name for name, row in zip(label_names, rows, strict=True) if row is None]
+    if not taken or (head == "keep" and missing):
+        problem = f"the trained head of {len(known):,} classes ({_some(known)}) does not know {_some(missing)}"
+        raise UserError(problem, option="head", choices="names, new or probe" if taken else "new or probe")
+    new = _new_head(backbone, classes)
+    with torch.no_grad():
+        for i, row in enumerate(rows):
+            if row is not None:
+                new.weight[i], new.bias[i] = trained.weight[row], trained.bias[row]
+    note = f"head of {classes} classes, {len(taken)} of them from the trained head's rows by name ({_some(taken)})"
+    return Head(new, label_names, note + (f", {len(missing)} new ({_some(missing)})" if missing else ""))
+
+
+def matched_rows(label_names: list[str], known: list[str]) -> list[int | None]:
+    """For each label, the row of a trained head that has its name; None where none has, or several have.
+
+    Case, underscores and hyphens do not count. A known name may list synonyms behind commas, as ImageNet's do ("tench,
+    Tinca tinca"): the whole name counts before a part of it.
+
+    Args:
+        label_names: Of the data.
+        known: Of the trained head.
+    """
+    whole = [_plain(name) for name in known]
+    parts = [{_plain(part) for part in name.split(",")} for name in known]
+    whole_count, part_count = Counter(whole), Counter(part for each in parts for part in each)
+    by_part = {part: row for row, each in enumerate(parts) for part in each if part_count[part] == 1}
+    by_whole = {name: row for row, name in enumerate(whole) if whole_count[name] == 1}
+    return [by_whole.get(_plain(name), by_part.get(_plain(name))) for name in label_names]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

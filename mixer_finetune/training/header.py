@@ -29,6 +29,8 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
     if description := getattr(data, "description", None):
         lines.append(f"data       {description}")
     lines.append(f"training   {_training(trainer, model, data)}")
+    if method := _method(model, data):
+        lines.append(f"method     {'; '.join(method)}")
     lines.append(f"device     {_device(trainer, precision_note)}")
     if trainer.global_step:
         lines.append(f"resuming   at step {trainer.global_step:,} of {model.run_steps:,}")
@@ -39,13 +41,15 @@ def _training(trainer: pl.Trainer, model: Any, data: Any) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     steps = model.run_steps
-    text = f"{trained:,} of {total:,} parameters, {steps:,} step{'s' if steps > 1 else ''}"
+    part = "" if trained == total else f" ({_percent(trained / total)})"
+    text = f"{trained:,} of {total:,} parameters{part}, {steps:,} step{'s' if steps > 1 else ''}"
     if (plan := getattr(data, "train_batches", None)) is not None:
         share = -(-plan.n // plan.steps)
         text += f" ({_epochs(steps / plan.steps)}), {share} images a step"
         text += f" = {trainer.world_size} device(s) x {plan.accumulate} micro-batch(es)"
     for optimizer in trainer.optimizers:
-        rates = {group.get("initial_lr", group["lr"]) for group in optimizer.param_groups}
+        every = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        rates = {min(every), max(every)}
         text += f"; {type(optimizer).__name__} with a learning rate of {' to '.join(f'{r:.3g}' for r in sorted(rates))}"
     wanted = model.hparams.warmup_steps
     for config in trainer.lr_scheduler_configs:
@@ -53,6 +57,41 @@ def _training(trainer: pl.Trainer, model: Any, data: Any) -> str:
         if taken < wanted:
             text += f"; warm-up shortened from {wanted} to {taken} steps, a tenth of the run"
     return text
+
+
+def _method(model: Any, data: Any) -> list[str]:
+    """What differs from plain fine-tuning, and what it costs."""
+    options, said = model.hparams, []
+    if model.lr_note:
+        said.append(f"learning rate {model.lr_note}")
+    if options.train != "all":
+        said.append(f"trains {options.train}, and the head" if options.train != "head" else "trains the head alone")
+    if options.unfreeze_every:
+        layers = len(model.backbone.blocks) + 1
+        said.append(f"one layer more is trained each {options.unfreeze_every} steps, all from step "
+                    f"{layers * options.unfreeze_every:,}")  # fmt: skip
+    if options.layer_decay != 1:
+        lowest = options.layer_decay ** (len(model.backbone.blocks) + 1)
+        said.append(f"rates fall by {options.layer_decay:g} a layer, to {lowest:.2g} of the head's at the stem")
+    if options.head_lr_factor != 1:
+        said.append(f"the head's rate is {options.head_lr_factor:g} times the backbone's")
+    if options.sam_rho:
+        name = "ASAM" if options.sam_adaptive else "SAM"
+        said.append(f"{name} with rho {options.sam_rho:g}: each step is computed twice, for about twice the time")
+    if options.ema_decay:
+        said.append(f"average of the weights with decay {options.ema_decay:g}")
+    if options.loss != "cross_entropy":
+        said.append(f"{options.loss.replace('_', '-')} loss")
+    if options.class_weights != "none":
+        said.append("classes weigh inversely to how often they occur")
+    if getattr(data, "sampling", "shuffled") == "balanced":
+        plan, images = data.train_batches, len(data.splits["train"])
+        said.append(f"balanced sampling: {plan.n:,} draws an epoch from {images:,} images")
+    return said
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.001 else f"{share:.2g} of them"
 
 
 def _epochs(number: float) -> str:

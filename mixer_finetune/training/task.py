@@ -43,6 +43,11 @@ def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Te
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
 
 
+def _right(logits: Tensor, targets: Tensor) -> Tensor:
+    labels = targets if targets.ndim == 1 else targets.argmax(-1)
+    return (logits.argmax(-1) == labels).sum()
+
+
 def _multiclass_metrics(classes: int) -> dict[str, Metric]:
     measured: dict[str, Metric] = {
         "accuracy": MulticlassAccuracy(classes, average="micro"),
@@ -53,12 +58,12 @@ def _multiclass_metrics(classes: int) -> dict[str, Metric]:
     return measured
 
 
-# One label an image: targets are class numbers, (B,).
+# One label an image: targets are class numbers, (B,), or where training mixes images a distribution, (B, C).
 SINGLE_LABEL = Task(
     name="single_label",
     loss=_cross_entropy,
     probabilities=lambda logits: logits.softmax(-1),
-    right=lambda logits, labels: (logits.argmax(-1) == labels).sum(),
+    right=_right,
     metrics=_multiclass_metrics,
     monitor="accuracy",
 )

@@ -33,7 +33,7 @@ LIGHT = {
     "folder as word": (("fit", "photos/"), "did you mean --recipe imagefolder --data.source photos/?"),
     "recipe as word": (("fit", "digits"), "did you mean --recipe digits?"),
     "recipe as data": ((*FIT, "--data.source", "cifar100"), "'cifar100' is a recipe, not data; use --recipe cifar100"),
-    "wrong type": ((*FIT, "--model.lr", "fast"), "expected float, got fast; change --model.lr"),
+    "wrong type": ((*FIT, "--model.lr", "fast"), "expected float or auto or null, got fast; change --model.lr"),
     "wrong type of many": (
         (*FIT, "--trainer.max_epochs", "ten"),
         "expected int or null, got ten; change --trainer.max_epochs",
@@ -204,7 +204,10 @@ def test_yaml_that_does_not_parse_or_has_several_mistakes_names_the_file(cli, tm
     line = one_line(cli("fit", "--config", "two.yaml"))
     assert "two.yaml: unknown option model.lrr (and 2 more" in line and "did you mean --model.lr?" in line
     result = cli("recipes", "validate", "two.yaml", check=2)
-    assert len(result.stderr.splitlines()) == 3 and "expected float, got fast; change --model.lr" in result.stderr
+    assert (
+        len(result.stderr.splitlines()) == 3
+        and "expected float or auto or null, got fast; change --model.lr" in result.stderr
+    )
 
 
 def test_recipes_are_listed_shown_copied_and_all_valid(cli, tmp_path):

@@ -247,7 +247,7 @@ def test_only_weight_matrices_decay():
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero():
-    from mixer_finetune.training.optimization import warmup_cosine
+    from mixer_finetune.training.schedule import warmup_cosine
 
     factors = [warmup_cosine(step, 10, 100) for step in range(101)]
     assert factors[:10] == sorted(factors[:10]) and 0 < factors[0] < factors[9] < 1

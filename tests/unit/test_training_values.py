@@ -18,7 +18,7 @@ from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.data.sampling import epoch_order
 from mixer_finetune.engine.parts import build, configure
 from mixer_finetune.randomness import AUGMENT, DROP_PATH, uniform
-from mixer_finetune.training.optimization import WarmupCosine
+from mixer_finetune.training.schedule import WarmupCosine
 
 IMAGES, CLASSES, BATCH, SEED = 24, 3, 8, 5
 
