@@ -49,6 +49,11 @@ class RunFolder(os.PathLike[str]):
         return self.path / "config.yaml"
 
     @property
+    def data_file(self) -> Path:
+        """What the run saw of its data: class names, and the number and hash of each split's images."""
+        return self.path / "data.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"

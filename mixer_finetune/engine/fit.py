@@ -16,6 +16,8 @@ from typing import Any
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from mixer_finetune.backbones.foreign import load_checkpoint
+from mixer_finetune.data.fingerprint import difference, fingerprint
+from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.engine import slurm
 from mixer_finetune.engine.arguments import Arguments, normalised, take_apart, take_classes
 from mixer_finetune.engine.finish import finish, missing_stages
@@ -111,12 +113,25 @@ def _resume(run: RunFolder, arguments: Arguments) -> RunFolder:
             return _say_finished(run, training)
         return _complete(run, cli)
     parts = _checked(cli, run)
+    _check_same_data(run, parts.data)
     if training is not None and training["planned_steps"] >= (model_steps(parts) or 0):
         return _say_finished(run, training) if not missing_stages(run, cli.options.push) else _complete(run, cli)
     with _leaving_well(parts, run, new=False):
         train(parts, run, resume_point(run))
         finish(parts, run)
     return run
+
+
+def _check_same_data(run: RunFolder, data: Any) -> None:
+    """Refuse to go on with other data than the run began with: its dev split would be drawn anew in silence."""
+    before = run.read_json(run.data_file)
+    if before is None or not isinstance(data, ImageDataModule):
+        return
+    if changes := difference(before, fingerprint(data.label_names, data.splits)):
+        raise UserError(
+            f"the data has changed since {run} began: {changes}; bring it back, or begin anew with: mixer-finetune fit "
+            f"--config {run.config_file}"
+        )
 
 
 def _length(config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -137,6 +152,8 @@ def _complete(run: RunFolder, cli: MixerCLI) -> RunFolder:
     log.info(f"{run} is trained; missing: {', '.join(missing_stages(run, cli.options.push))}")
     take_weights_of(cli, str(run.model))
     parts = _checked(cli, run)
+    if not run.results_file.is_file():
+        _check_same_data(run, parts.data)
     with _leaving_well(parts, run, new=False):
         finish(parts, run)
     return run

@@ -18,6 +18,8 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mixer_finetune.backbones.folder import save_model_folder
+from mixer_finetune.data.fingerprint import fingerprint
+from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.engine.choose import choose_weights
 from mixer_finetune.engine.configuration import as_yaml, repeatable
 from mixer_finetune.engine.parts import Parts, callbacks_of
@@ -56,6 +58,8 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     if trainer.is_global_zero:
         _forget_results(run)
         _write_config(parts, run)
+        if isinstance(data, ImageDataModule):
+            run.write_json(run.data_file, fingerprint(data.label_names, data.splits))
         if parts.options.push:
             run.write_json(run.push_file, {"repo_id": parts.options.push})
     if parts.config["trainer"]["logger"] in (None, True):

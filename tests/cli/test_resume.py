@@ -132,6 +132,32 @@ def test_a_run_from_a_relative_path_resumes_from_another_folder(photos, cli, env
     assert json.loads((run / "results.json").read_text())["steps"] == 6
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("add", "train had 36 images and now has 37"),
+        ("rename", "gone are the classes red; new are the classes rot"),
+        ("swap", "has other files or labels"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data(photos, cli, tmp_path, change, says):
+    mine = shutil.copytree(photos, tmp_path / "mine")
+    cli("fit", "--data.source", "mine", *OPTIONS, "--trainer.max_epochs", 1, check=0)
+    (run,) = (tmp_path / "runs" / "custom").iterdir()
+    if change == "add":
+        shutil.copy(mine / "red" / "000.png", mine / "red" / "999.png")
+    elif change == "rename":
+        (mine / "red").rename(mine / "rot")
+    else:
+        (mine / "red" / "000.png").rename(mine / "red" / "a.png")
+    longer = ("fit", "--resume", run, "--trainer.max_epochs", 2)
+    refused = cli(*longer, check=2).stderr
+    assert "the data has changed since" in refused and says in refused and len(refused.splitlines()) == 1
+    shutil.rmtree(mine)
+    shutil.copytree(photos, mine)
+    cli(*longer, check=0)
+
+
 def test_early_stopping_ends_a_run_that_is_then_finished(photos, cli, tmp_path):
     early = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss")
     early += ("--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=100", "--trainer.max_epochs=9")

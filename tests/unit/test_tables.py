@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_folders import each, make, sizes
 
 from mixer_finetune import ImageDataModule, MixerClassifier, UserError
 from mixer_finetune.data.classes import in_order, match_classes
 from mixer_finetune.data.sources import open_source
-from unit.test_folders import each, make, sizes
 
 ROWS = [("a/0.png", "cat"), ("a/1.png", "dog"), ("b/0.png", "cat"), ("b/1.png", "dog")]
 
@@ -92,8 +92,7 @@ def test_what_is_wrong_with_a_table_is_one_line(folder, header, rows, says):
 
 def test_labels_above_the_last_class_are_named(tmp_path):
     import datasets
-
-    from unit.test_training_values import png
+    from test_training_values import png
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     images = [png(np.full((4, 4, 3), i, np.uint8)) for i in range(4)]

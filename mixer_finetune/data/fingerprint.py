@@ -1,0 +1,48 @@
+"""What a run saw of its data, so that a resumed run does not go on with other data in silence."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from mixer_finetune.data.classes import listed
+from mixer_finetune.data.folders import FileRecords
+from mixer_finetune.data.sources import Split
+
+
+def fingerprint(label_names: list[str], splits: dict[str, Split]) -> dict[str, Any]:
+    """Class names, and of each split its number of images and a hash of its labels and file names, in their order."""
+    return {
+        "label_names": list(label_names),
+        "splits": {role: {"images": len(split), "hash": _hash(split)} for role, split in splits.items()},
+    }
+
+
+def _hash(split: Split) -> str:
+    digest = hashlib.sha256(split.labels.astype("<i8").tobytes())
+    if isinstance(split.records, FileRecords):
+        for row in split.rows:
+            digest.update(split.records.paths[row].encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What changed between two fingerprints, for the user; empty where nothing did."""
+    changes = []
+    gone = [name for name in before["label_names"] if name not in set(now["label_names"])]
+    new = [name for name in now["label_names"] if name not in set(before["label_names"])]
+    if gone:
+        changes.append(f"gone are the classes {listed(gone)}")
+    if new:
+        changes.append(f"new are the classes {listed(new)}")
+    if not changes and before["label_names"] != now["label_names"]:
+        changes.append("its classes are in another order")
+    for role in sorted({*before["splits"], *now["splits"]}):
+        old, fresh = before["splits"].get(role), now["splits"].get(role)
+        if old is None or fresh is None:
+            changes.append(f"the {role} split is {'new' if old is None else 'gone'}")
+        elif old["images"] != fresh["images"]:
+            changes.append(f"{role} had {old['images']:,} images and now has {fresh['images']:,}")
+        elif old["hash"] != fresh["hash"] and not (gone or new):
+            changes.append(f"{role} has other files or labels")
+    return "; ".join(changes)
