@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mixer_finetune.backbones.preprocessing import Preprocessing, evaluation_crop, normalize
-from mixer_finetune.data.augment import Augmentation, crop_boxes, crop_image
+from mixer_finetune.backbones.preprocessing import Preprocessing, evaluation_crop, normalize, pil_filter
+from mixer_finetune.data.augment import Augmentation, crop_boxes
 from mixer_finetune.data.sampling import MicroBatch
 from mixer_finetune.data.sources import Split
 from mixer_finetune.images import BadImage, decode, to_tensor
@@ -75,7 +75,7 @@ class DecodedImages(Dataset[Batch]):
                 image = evaluation_crop(image, self.preprocessing)
             else:
                 box = crop_boxes(self.augmentation, self.seed, micro.epoch, index, image.height, image.width, size)[0]
-                image = crop_image(image, box, self.preprocessing)
+                image = image.resize(size[::-1], pil_filter(self.preprocessing), box=tuple(box))
             images[len(good)] = to_tensor(image)
             good.append(i)
         indices = micro.indices[good]

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes
+from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes, mirror_boxes, steps_of
 from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader, evaluation_images
 from mixer_finetune.data.sampling import EvaluationSampler, GlobalBatchSampler, stratified_split
 from mixer_finetune.data.sources import Source, Split, open_source
@@ -310,13 +310,19 @@ class ImageDataModule(pl.LightningDataModule):
         images, preprocessing = batch.images, self.preprocessing
         if not training:
             return batch._replace(images=evaluation_images(batch, preprocessing))
+        mirrored = not batch.cropped and self.augmentation.flip
         if not batch.cropped:
             size = preprocessing.image_size
             height, width = images.shape[-2:]
             boxes = crop_boxes(self.augmentation, self.seed, batch.epoch, batch.indices, height, width, size)
-            images = crop_batch(images, boxes, size)
-        images = augment_batch(images, self.augmentation, preprocessing, self.seed, batch.epoch, batch.indices)
-        return batch._replace(images=images)
+            if mirrored:
+                boxes = mirror_boxes(boxes, self.seed, batch.epoch, batch.indices)
+            images = crop_batch(images, boxes, size, preprocessing.interpolation)
+        steps = steps_of(self.augmentation, preprocessing, mirrored)
+        images, labels = augment_batch(
+            images, batch.labels, steps, preprocessing, self.seed, batch.epoch, batch.indices
+        )
+        return batch._replace(images=images, labels=labels)
 
     def gather_bad_images(self) -> None:
         """Let every process know what the others could not decode."""
