@@ -6,6 +6,7 @@ of (seed, step, position in the global batch). How many workers, devices or inte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -98,6 +99,11 @@ class GlobalBatchSampler:
     def __len__(self) -> int:
         return self.steps * self.accumulate
 
+    @property
+    def largest(self) -> int:
+        """Samples of the largest micro-batch."""
+        return math.ceil(math.ceil(self.n / self.steps) / (self.world_size * self.accumulate))
+
     def __iter__(self) -> Iterator[MicroBatch]:
         return self._micro_batches(self.epoch, self.done)
 
@@ -121,6 +127,11 @@ class EvaluationSampler:
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
+
+    @property
+    def largest(self) -> int:
+        """Samples of the largest batch."""
+        return min(self.batch_size, len(self.indices))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for start in range(0, len(self.indices), self.batch_size):

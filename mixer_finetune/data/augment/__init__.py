@@ -7,7 +7,7 @@ device. A step is a function `(images, targets, u) -> (images, targets)`: images
 float32; targets as the task has them; u (B, draws) uniform in [0, 1). One more is a file and a line in `steps.py`.
 """
 
-from mixer_finetune.data.augment.crop import crop_batch, crop_boxes, mirror_boxes
+from mixer_finetune.data.augment.crop import crop_batch, crop_boxes, crop_shapes, mirror_boxes, place_crop
 from mixer_finetune.data.augment.rotation import rotate_batch
 from mixer_finetune.data.augment.settings import Augmentation
 from mixer_finetune.data.augment.steps import Step, augment_batch, steps_of
@@ -18,7 +18,9 @@ __all__ = [
     "augment_batch",
     "crop_batch",
     "crop_boxes",
+    "crop_shapes",
     "mirror_boxes",
+    "place_crop",
     "rotate_batch",
     "steps_of",
 ]

@@ -5,6 +5,9 @@ Shapes: B images of H x W pixels and c channels; (S, T) is the size that the bac
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,28 +25,78 @@ def crop_boxes(
     height: int,
     width: int,
     size: tuple[int, int] = (1, 1),
+    crop_mode: str = "center",
 ) -> NDArray[np.float64]:
-    """The training crops of images of one size, (B, 4) as left, top, right, bottom in pixels, inside the image.
+    """The training crops of images of one size, (B, 4) as left, top, right, bottom in pixels.
+
+    They have the shape that the backbone takes, but for the aspect ratio that is asked for; squashed, the image's
+    shape. They lie inside the image; padded, a side longer than the image's covers it.
 
     Args:
-        augmentation: Area and aspect ratio of the crops.
+        augmentation: Area and aspect ratio of the crops; the area is a share of the image's or, padded, of the smallest
+            frame round it that has the shape that the backbone takes.
         seed: Of the run.
         epoch: Counted from 0.
         indices: Of the samples, (B,).
         height: H.
         width: W.
         size: (S, T), which the crop is going to be resized to.
+        crop_mode: Of the pre-processing: "center", "squash" or "border".
     """
+    wide, tall, x, y = crop_shapes(augmentation, seed, epoch, indices).T
+    box = place_crop(wide, tall, x, y, height, width, size, crop_mode, np.minimum)
+    return np.stack(np.broadcast_arrays(*box), axis=1)
+
+
+def crop_shapes(augmentation: Augmentation, seed: int, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What is random about training crops, (B, 4): width, height, horizontal and vertical place, for `place_crop`."""
     area, ratio, x, y = uniform(seed, CROP, epoch, indices, 4).T
     low, high = augmentation.crop_area
     if low == high == 1.0:
-        return np.tile([0.0, 0.0, width, height], (len(indices), 1))
-    area = (low + (high - low) * area) * height * width
+        return np.tile([np.inf, np.inf, 0.5, 0.5], (len(indices), 1))
+    side = np.sqrt(low + (high - low) * area)
     log_low, log_high = np.log(augmentation.crop_ratio)
-    aspect = np.exp(log_low + (log_high - log_low) * ratio) * size[1] / size[0]
-    w, h = np.minimum(np.sqrt(area * aspect), width), np.minimum(np.sqrt(area / aspect), height)
+    stretch = np.exp((log_low + (log_high - log_low) * ratio) / 2)
+    return np.stack([side * stretch, side / stretch, x, y], axis=1)
+
+
+def place_crop(
+    wide: Any,
+    tall: Any,
+    x: Any,
+    y: Any,
+    height: int,
+    width: int,
+    size: tuple[int, int],
+    crop_mode: str,
+    minimum: Callable[[Any, Any], Any] = min,
+) -> tuple[Any, Any, Any, Any]:
+    """Left, top, right and bottom of a crop in an image of some size, in pixels.
+
+    Photos come one by one, for which Python's numbers take a tenth of the time of NumPy's.
+
+    Args:
+        wide: Width of the crop over that of a square of its area, times the square root of its share of the image.
+        tall: Height, likewise.
+        x: Where it lies, from left (0) to right (1).
+        y: Where it lies, from top (0) to bottom (1).
+        height: Of the image.
+        width: Of the image.
+        size: (S, T), which the crop is going to be resized to.
+        crop_mode: Of the pre-processing.
+        minimum: Of two numbers, or of arrays of them.
+    """
+    most_h, most_w = float(height), float(width)
+    if crop_mode == "border":
+        scale = max(height / size[0], width / size[1])
+        most_h, most_w = scale * size[0], scale * size[1]
+    aspect = width / height if crop_mode == "squash" else size[1] / size[0]
+    across = (most_h * most_w * aspect) ** 0.5
+    w, h = minimum(wide * across, most_w), minimum(tall * across / aspect, most_h)
     left, top = x * (width - w), y * (height - h)
-    return np.stack([left, top, np.minimum(left + w, width), np.minimum(top + h, height)], axis=1)
+    if crop_mode == "border":
+        return left, top, left + w, top + h
+    return left, top, minimum(left + w, width), minimum(top + h, height)  # a rounding error must not leave the image
 
 
 def mirror_boxes(boxes: NDArray[np.float64], seed: int, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -96,16 +149,28 @@ def _weights(start: Tensor, end: Tensor, out: int, pixels: int, interpolation: s
         interpolation: "bicubic", "bilinear" or "nearest".
     """
     at = (torch.arange(out, device=start.device) + 0.5) / out
-    centres = torch.addcmul(start[:, None], (end - start)[:, None], at) - 0.5  # (B, out), of a pixel 0 at 0
-    if interpolation == "nearest":
-        nearest = (centres + 0.5).floor_().long().clamp_(0, pixels - 1)
-        return torch.zeros(*centres.shape, pixels, device=start.device).scatter_(2, nearest[..., None], 1.0)
-    grid = torch.arange(pixels, device=start.device, dtype=torch.float32)
-    if interpolation == "bilinear":  # beyond the edge there is the edge
-        return (centres.clamp_(0, pixels - 1)[..., None] - grid).abs_().neg_().add_(1).clamp_(min=0)
-    x = (centres[..., None] - grid).abs_().clamp_(max=2)
-    # Keys 1981, "Cubic convolution interpolation for digital image processing", a = -1/2 as in PIL: 1.5 x^3 - 2.5 x^2
-    # + 1 up to 1, -0.5 (x^3 - 5 x^2 + 8 x - 4) up to 2.
-    inner, outer = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
-    weights = torch.where(x <= 1, inner, outer)
-    return weights.div_(weights.sum(-1, keepdim=True))
+    centres = torch.addcmul(start[:, None], (end - start)[:, None], at)  # (B, out)
+    reach, kernel = _KERNELS[interpolation]
+    if reach:
+        centres -= 0.5  # a pixel's own centre is a whole number
+    first = centres.floor()
+    taps = torch.arange(1 - max(reach, 1), 1 + reach, device=start.device)
+    weights = kernel(((centres - first)[..., None] - taps).abs_())  # (B, out, taps)
+    where = first[..., None] + taps
+    inside = where.clamp(0, pixels - 1)
+    weights *= where == inside
+    weights /= weights.sum(-1, keepdim=True)
+    return torch.zeros(*centres.shape, pixels, device=start.device).scatter_add_(2, inside.long(), weights)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys 1981, "Cubic convolution interpolation for digital image processing", with PIL's a = -1/2; x in 0..2."""
+    return torch.where(x <= 1, (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2)
+
+
+# How many pixels to either side count, and how much one counts at a distance.
+_KERNELS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "nearest": (0, torch.ones_like),
+    "bilinear": (1, lambda x: 1 - x),
+    "bicubic": (2, _cubic),
+}
