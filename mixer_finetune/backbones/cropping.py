@@ -1,7 +1,7 @@
 """Crops of images at the size that a backbone takes: antialiased, uint8 in and out.
 
 Resizing is torch's, on bytes. From one in exact arithmetic it differs by 0.3 of 255 levels on average, and at most by 1
-(bilinear) or, on photos, 3 (bicubic, whose overshoot is cut off after each side, as PIL does); tests/unit/test_photos.py.
+(bilinear) or, on photos, 3 (bicubic, whose overshoot is cut off after each side, as by PIL).
 
 Shapes: B images of H x W pixels and c channels; (S, T) is the size that the backbone takes.
 """

@@ -22,7 +22,7 @@ def noise(rows, columns):
 def assert_same_pixels(ours, theirs, std):
     """As far as torch's and PIL's resizes of bytes agree: both cut bicubic's overshoot off after each side."""
     levels = (ours - theirs).abs() * 255 * torch.tensor(std)[:, None, None]
-    assert levels.max() < 8.01 and levels.mean() < 0.5  # of 255, on noise; a shifted image of it is 80 off
+    assert levels.max() < 16.01 and levels.mean() < 0.5  # of 255, on noise; a shifted image of it is 80 off
 
 
 def cropped(image, preprocessing):
