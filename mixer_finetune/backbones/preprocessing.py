@@ -10,20 +10,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from mixer_finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image, Resampling
+    from PIL.Image import Image
     from torch import Tensor
 
 FILTERS = ("bicubic", "bilinear", "nearest")
-CROP_MODES = ("center", "squash")
+CROP_MODES = ("center", "squash", "border")
+# What users call timm's modes of the crop.
+FITS = {"crop": "center", "squash": "squash", "pad": "border"}
 # What PIL calls images of that many channels.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # The evaluation crop enlarges an image by at most the inverse of this before it cuts.
 SMALLEST_CROP_PCT = 0.05
+# Values of an image from which on a batch of them is normalised image by image.
+_CACHED_PIXELS = 2**14
 
 
 def as_pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
@@ -42,7 +46,7 @@ class Preprocessing:
         interpolation: "bicubic", "bilinear" or "nearest".
         crop_pct: Share of the side that the evaluation crop keeps.
         crop_mode: "center" resizes to cover the crop, and crops; "squash" resizes both sides, ignoring the aspect
-            ratio.
+            ratio; "border" resizes to fit into the crop, and pads with the mean colour. As in timm's configurations.
 
     Raises:
         UserError: A value is out of range.
@@ -78,11 +82,6 @@ class Preprocessing:
         """What PIL calls images of this many channels."""
         return MODES[len(self.mean)]
 
-    @property
-    def decode_size(self) -> int:
-        """The side, in pixels, below which a JPEG decoded at a fraction of its size could lose what the crop shows."""
-        return math.ceil(max(self.image_size) / self.crop_pct)
-
     def __call__(self, image: Image | str | Path) -> Tensor:
         """An image as the backbone takes it in evaluation.
 
@@ -96,16 +95,20 @@ class Preprocessing:
         Raises:
             UserError: The image can't be decoded.
         """
-        from mixer_finetune.images import BadImage, as_mode, decode, to_tensor
+        import torch
+
+        from mixer_finetune.backbones.cropping import evaluation_crop, evaluation_photo
+        from mixer_finetune.images import BadImage, as_mode, open_photo, to_view
 
         try:
             if isinstance(image, str | Path):
-                image = decode({"path": str(image)}, str(image), self.decode_size, self.mode)
+                prepared = torch.empty(len(self.mean), *self.image_size, dtype=torch.uint8)
+                evaluation_photo(open_photo({"path": str(image)}, str(image)), self, prepared)
             else:
-                image = as_mode(image, self.mode)
+                prepared = evaluation_crop(to_view(as_mode(image, self.mode))[None], self)[0]
         except BadImage as error:
             raise UserError(str(error)) from error
-        return normalize(to_tensor(evaluation_crop(image, self)), self)
+        return normalize(prepared, self)
 
     def with_channels(self, in_chans: int) -> Preprocessing:
         """The same for another number of channels: one has the mean of the three, a fourth repeats the first."""
@@ -153,7 +156,7 @@ def _is_number(value: Any) -> bool:
 
 
 def evaluation_size(rows: int, columns: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Height and width that an image of `rows` x `columns` pixels is resized to before the centre crop.
+    """Height and width that an image of `rows` x `columns` pixels is resized to before the centre crop, or the border.
 
     Rounded as timm 1.0 does it (`timm.data.transforms_factory.transforms_imagenet_eval`): the target's sides downwards;
     the image's longer side downwards for a square target, and both sides to the nearest for another one.
@@ -162,6 +165,9 @@ def evaluation_size(rows: int, columns: int, preprocessing: Preprocessing) -> tu
     target = int(height / preprocessing.crop_pct), int(width / preprocessing.crop_pct)
     if preprocessing.crop_mode == "squash":
         return target
+    if preprocessing.crop_mode == "border":
+        shrink = max(rows / target[0], columns / target[1])
+        return max(round(rows / shrink), 1), max(round(columns / shrink), 1)
     if height == width:
         shorter = min(rows, columns)
         return int(target[0] * rows / shorter), int(target[0] * columns / shorter)
@@ -169,33 +175,23 @@ def evaluation_size(rows: int, columns: int, preprocessing: Preprocessing) -> tu
     return round(rows / shrink), round(columns / shrink)
 
 
-@overload
-def evaluation_crop(image: Image, preprocessing: Preprocessing) -> Image: ...
-@overload
-def evaluation_crop(image: Tensor, preprocessing: Preprocessing) -> Tensor: ...
-def evaluation_crop(image: Image | Tensor, preprocessing: Preprocessing) -> Image | Tensor:
-    """Resize and centre-crop as timm does for evaluation: a PIL image, or a batch (B, c, H, W) of uint8."""
-    from PIL.Image import Image
-
-    height, width = preprocessing.image_size
-    if isinstance(image, Image):
-        rows, columns = evaluation_size(image.height, image.width, preprocessing)
-        left, top = round((columns - width) / 2), round((rows - height) / 2)
-        resized = image.resize((columns, rows), pil_filter(preprocessing))
-        return resized.crop((left, top, left + width, top + height))
-    # Importing torchvision takes as long as importing torch; a predict on photos does without it.
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2.functional import center_crop, resize
-
-    target = evaluation_size(image.shape[-2], image.shape[-1], preprocessing)
-    resized = resize(image, list(target), interpolation=InterpolationMode(preprocessing.interpolation), antialias=True)
-    cropped: Tensor = center_crop(resized, [height, width])
-    return cropped
-
-
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """(..., c, S, T) in 0..255 to float32, less the mean and over the standard deviation."""
-    return (images.float() / 255 - per_channel(preprocessing.mean, images)) / per_channel(preprocessing.std, images)
+    import torch
+
+    out = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    scale: float | Tensor = 1 / (255 * preprocessing.std[0])
+    shift: float | Tensor = -preprocessing.mean[0] / preprocessing.std[0]
+    if len({*zip(preprocessing.mean, preprocessing.std, strict=True)}) > 1:
+        scale = per_channel(tuple(1 / (255 * std) for std in preprocessing.std), images)
+        shift = per_channel(
+            tuple(-m / std for m, std in zip(preprocessing.mean, preprocessing.std, strict=True)), images
+        )
+    # On a CPU an image at a time, where it is large: then it stays in the cache until it is done.
+    large = images.ndim == 4 and images.device.type == "cpu" and images[:1].numel() > _CACHED_PIXELS
+    for target, source in zip(out, images, strict=True) if large else ((out, images),):
+        target.copy_(source, non_blocking=True).mul_(scale).add_(shift)
+    return out
 
 
 def denormalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -211,10 +207,3 @@ def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
     import torch
 
     return torch.tensor(values, dtype=torch.float32).to(like.device, non_blocking=True)[:, None, None]
-
-
-def pil_filter(preprocessing: Preprocessing) -> Resampling:
-    """PIL's filter of that interpolation."""
-    from PIL.Image import Resampling
-
-    return Resampling[preprocessing.interpolation.upper()]

@@ -104,7 +104,9 @@ def _command(name: str) -> tuple[Callable[[list[str]], int], Callable[[str], str
 def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     from mixer_finetune.console import show_log
     from mixer_finetune.engine.interruption import interruptible
+    from mixer_finetune.memory import keep_freed_memory
 
+    keep_freed_memory()
     with interruptible():
         show_log()
         return command(arguments)

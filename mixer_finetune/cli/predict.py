@@ -26,6 +26,7 @@ def predict(
     device: str | None = None,
     compile: bool = False,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    max_image_pixels: int = 89_478_485,
 ) -> int:
     """Classify images, or a split of a data set.
 
@@ -47,6 +48,7 @@ def predict(
         device: cpu, cuda, cuda:1, mps; the best one present when not given.
         compile: Compile the backbone's blocks first; for many images.
         precision: bf16-mixed is faster where the hardware has bf16; probabilities then differ by about a hundredth.
+        max_image_pixels: Most pixels that are decoded of an image; a JPEG is decoded at a fraction of its size first.
 
     Returns:
         The exit status: 2 where no image could be decoded.
@@ -60,7 +62,7 @@ def predict(
         )
     if inputs and source is not None:
         raise UserError("there are files and a data set to classify", advice="give either files or {source}")
-    for option, value in (("top_k", top_k), ("batch_size", batch_size)):
+    for option, value in (("top_k", top_k), ("batch_size", batch_size), ("max_image_pixels", max_image_pixels)):
         if value < 1:
             raise UserError(f"{option} must be 1 or more, got {value}", option=option)
     target = _checked_output(output, features)
@@ -86,6 +88,7 @@ def predict(
             features=features,
             explain=pictures,
             resume=resume,
+            max_pixels=max_image_pixels,
         )
     except Interrupted as stop:
         if part.exists():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mixer_finetune.backbones.preprocessing import Preprocessing, evaluation_crop, normalize
-from mixer_finetune.data.augment import Augmentation, crop_boxes, crop_image
+from mixer_finetune.backbones.cropping import cut_out, evaluation_crop, evaluation_photo
+from mixer_finetune.backbones.preprocessing import Preprocessing, normalize
+from mixer_finetune.data.augment import Augmentation, crop_shapes, place_crop
+from mixer_finetune.data.decoded import decoded_pixels
 from mixer_finetune.data.sampling import MicroBatch
 from mixer_finetune.data.sources import Split
-from mixer_finetune.images import BadImage, decode, to_tensor
+from mixer_finetune.images import MAX_PIXELS, BadImage, open_photo
+from mixer_finetune.memory import keep_freed_memory
 
-DECODED_CACHE_BYTES = 2**30
+# Most worker processes of a run's process: more cores than these decode for wait for the device.
+_MOST_WORKERS = 16
+
+log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -35,6 +44,7 @@ class Batch(NamedTuple):
         global_size: Samples in the whole global batch.
         cropped: Whether the images have their S x T pixels; small images are cropped on the device.
         bad: Positions of images that could not be decoded, each with its name and the reason.
+        notes: What had to be assumed about pixels.
     """
 
     images: Tensor
@@ -45,51 +55,65 @@ class Batch(NamedTuple):
     global_size: int
     cropped: bool
     bad: tuple[tuple[int, str], ...]
+    notes: tuple[str, ...] = ()
 
 
 class DecodedImages(Dataset[Batch]):
     """A split whose images are decoded in the workers, one by one, and given out as uint8 batches."""
 
     def __init__(
-        self, split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None, seed: int
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.split, self.preprocessing, self.augmentation, self.seed = split, preprocessing, augmentation, seed
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitems__(self, micro: MicroBatch) -> Batch:
-        size, mode = self.preprocessing.image_size, self.preprocessing.mode
-        images = torch.empty(len(micro.indices), len(mode), *size, dtype=torch.uint8)
+        preprocessing = self.preprocessing
+        size = preprocessing.image_size
+        images = torch.empty(len(micro.indices), len(preprocessing.mean), *size, dtype=torch.uint8)
         good: list[int] = []
         bad: list[tuple[int, str]] = []
+        notes: list[str] = []
+        if self.augmentation is not None:
+            shapes = crop_shapes(self.augmentation, self.seed, micro.epoch, micro.indices).tolist()
         for i, record in enumerate(self.split.image_records(micro.indices)):
             index = micro.indices[i : i + 1]
+            name = f"{self.split.name}[{int(self.split.rows[index[0]])}]"
+            into = images[len(good)]
             try:
-                name = f"{self.split.name}[{int(self.split.rows[index[0]])}]"
-                image = decode(record, name, self._decode_size(), mode)
+                photo = open_photo(record, name, self.max_pixels)
+                if self.augmentation is None:
+                    evaluation_photo(photo, preprocessing, into)
+                else:
+                    wide, tall, x, y = shapes[i]
+                    box = place_crop(wide, tall, x, y, photo.height, photo.width, size, preprocessing.crop_mode)
+                    cut_out(photo, box, preprocessing, into)
             except BadImage as error:
                 bad.append((int(index[0]), str(error)))
                 continue
-            if self.augmentation is None:
-                image = evaluation_crop(image, self.preprocessing)
-            else:
-                box = crop_boxes(self.augmentation, self.seed, micro.epoch, index, image.height, image.width, size)[0]
-                image = crop_image(image, box, self.preprocessing)
-            images[len(good)] = to_tensor(image)
+            if photo.note and photo.note not in notes:
+                notes.append(photo.note)
             good.append(i)
         indices = micro.indices[good]
-        labels = torch.from_numpy(self.split.labels[indices])
         return Batch(
-            images[: len(good)], labels, indices, micro.epoch, micro.first, micro.global_size, True, tuple(bad)
+            images[: len(good)],
+            torch.from_numpy(self.split.labels[indices]),
+            indices,
+            micro.epoch,
+            micro.first,
+            micro.global_size,
+            cropped=True,
+            bad=tuple(bad),
+            notes=tuple(notes),
         )
-
-    def _decode_size(self) -> int:
-        """The side, in pixels, below which a shrunk decode could lose detail that the crop shows."""
-        size = max(self.preprocessing.image_size)
-        if self.augmentation is None:
-            return math.ceil(size / self.preprocessing.crop_pct)
-        return math.ceil(size / math.sqrt(self.augmentation.crop_area[0]))
 
 
 class SmallImages(Dataset[Batch]):
@@ -109,7 +133,7 @@ class SmallImages(Dataset[Batch]):
     def __getitems__(self, micro: MicroBatch) -> Batch:
         at = torch.from_numpy(micro.indices)
         return Batch(
-            self.pixels[at],
+            self.pixels.index_select(0, at),
             self.labels[at],
             micro.indices,
             micro.epoch,
@@ -121,7 +145,11 @@ class SmallImages(Dataset[Batch]):
 
 
 def batch_dataset(
-    split: Split, preprocessing: Preprocessing, augmentation: Augmentation | None = None, seed: int = 0
+    split: Split,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset[Batch]:
     """The split as a data set that gives whole batches, from memory if its images are small.
 
@@ -130,8 +158,12 @@ def batch_dataset(
         preprocessing: Of the backbone.
         augmentation: For training; None gives the evaluation crop.
         seed: Of the run.
+        max_pixels: Most pixels that are decoded of one image.
     """
-    return _small_images(split, preprocessing) or DecodedImages(split, preprocessing, augmentation, seed)
+    pixels = decoded_pixels(split, preprocessing)
+    if pixels is not None:
+        return SmallImages(pixels, torch.from_numpy(split.labels))
+    return DecodedImages(split, preprocessing, augmentation, seed, max_pixels)
 
 
 class EpochLoader(DataLoader[Batch]):
@@ -171,24 +203,29 @@ def batch_loader(
     num_workers: int | None,
     persistent: bool = False,
     begin: Callable[[], None] | None = None,
+    processes: int = 1,
 ) -> EpochLoader:
     """A loader of the micro-batches that a sampler names.
 
     Args:
         data: From `batch_dataset`.
         sampler: Yields `MicroBatch`es.
-        num_workers: Processes that decode; None for one a core, at most 8. Images in memory need none.
+        num_workers: Processes that decode; None for as many as the machine has cores for them. Images in memory, and a
+            single batch of few, need none.
         persistent: Keep the workers from epoch to epoch.
         begin: Called whenever the loader is iterated, to put the sampler where the run is.
+        processes: Of the run on this machine, which share its cores.
     """
-    workers = 0
+    workers, prefetch = 0, None
     if isinstance(data, DecodedImages):
-        workers = min(min(os.cpu_count() or 1, 8) if num_workers is None else num_workers, len(sampler))
+        workers, prefetch = _workers(data, sampler, num_workers, processes)
     return EpochLoader(
         data,
         batch_sampler=sampler,
         num_workers=workers,
+        prefetch_factor=prefetch,
         collate_fn=_identity,
+        worker_init_fn=_begin_worker,
         persistent_workers=persistent and workers > 0,
         pin_memory=torch.cuda.is_available(),
         begin=begin,
@@ -201,26 +238,51 @@ def evaluation_images(batch: Batch, preprocessing: Preprocessing) -> Tensor:
     return normalize(images, preprocessing)
 
 
+def _begin_worker(_: int) -> None:
+    keep_freed_memory()
+
+
 def _identity(batch: Batch) -> Batch:
     return batch
 
 
-def _small_images(split: Split, preprocessing: Preprocessing) -> SmallImages | None:
-    """The split decoded into memory; None unless its images have one size, no larger than the input, and fit there."""
-    (height, width), mode = preprocessing.image_size, preprocessing.mode
+def _workers(data: DecodedImages, sampler: Any, asked: int | None, processes: int) -> tuple[int, int | None]:
+    """How many processes decode, and how many batches each of them holds ready.
+
+    Batches wait in shared memory, of which containers often have little (Docker: 64 MB).
+    """
+    if asked is None:
+        asked = 0 if len(sampler) == 1 else min(max(usable_cores() // processes, 1), _MOST_WORKERS)
+    workers = min(asked, len(sampler))
+    if not workers:
+        return 0, None
+    batch = len(data.preprocessing.mean) * math.prod(data.preprocessing.image_size) * sampler.largest
+    room = _shared_memory() / 2 / processes
+    prefetch = next((n for n in (4, 3, 2, 1) if workers * (n + 1) * batch <= room), 0)
+    if not prefetch:
+        prefetch, fitting = 1, int(room / (2 * batch))
+        if fitting < workers:
+            log.info(
+                f"shared memory holds batches of {fitting} worker processes, not of {workers}: decoding with {fitting} "
+                "(raise the size of /dev/shm)"
+            )
+            workers = fitting
+    return workers, prefetch if workers else None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of the machine, its affinity and its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        first = decode(split.image_records(np.array([0]))[0], split.name, mode=mode)
-        too_many = len(split) * len(mode) * first.width * first.height > DECODED_CACHE_BYTES
-        if first.width > width or first.height > height or too_many:
-            return None
-        pixels = torch.empty(len(split), len(mode), first.height, first.width, dtype=torch.uint8)
-        for start in range(0, len(split), 1024):
-            indices = np.arange(start, min(start + 1024, len(split)))
-            for i, record in zip(indices, split.image_records(indices), strict=True):
-                image = decode(record, split.name, mode=mode)
-                if image.size != first.size:
-                    return None
-                pixels[i] = to_tensor(image)
-    except BadImage:
-        return None  # the workers' path names and counts it
-    return SmallImages(pixels, torch.from_numpy(split.labels))
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(min(cores, math.ceil(int(quota) / int(period))), 1)
+    except (OSError, ValueError):  # no quota
+        return cores
+
+
+def _shared_memory() -> float:
+    """Free bytes of shared memory."""
+    try:
+        return float(shutil.disk_usage("/dev/shm").free)
+    except OSError:  # another system, which has no such limit
+        return math.inf

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,13 +13,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes
+from mixer_finetune.backbones.preprocessing import FITS, Preprocessing
+from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes, mirror_boxes, steps_of
 from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader, evaluation_images
 from mixer_finetune.data.classes import match_classes
-from mixer_finetune.data.sampling import EvaluationSampler, GlobalBatchSampler, stratified_split
+from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler, stratified_split
 from mixer_finetune.data.sources import Source, Split, open_source
 from mixer_finetune.errors import UserError, check_at_least
+from mixer_finetune.images import MAX_PIXELS
+
+log = logging.getLogger(__name__)
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -44,16 +48,21 @@ class ImageDataModule(pl.LightningDataModule):
         sampling: shuffled, each training image once an epoch; or balanced, all classes equally often, with images of
             the smaller ones repeated and every image seen.
         eval_batch_size: Samples that a device takes at once in evaluation.
-        crop_area: Smallest and largest share of the image that the training crop keeps; [1, 1] squashes the whole
-            image.
+        crop_area: Smallest and largest share of the image that the training crop keeps; [1, 1] takes the whole image,
+            squashed unless `fit` pads it.
         crop_pct: Share of the shorter side that the evaluation crop keeps; the backbone's own when not given. It is
             exported with the model.
+        fit: How an image of another shape than the backbone's is fitted to it, in training and in evaluation: "crop"
+            cuts off what is too long, "squash" ignores the aspect ratio, "pad" puts a border of the mean colour round
+            it; as the backbone's own pre-processing says when not given. It is exported with the model.
         flip: Mirror training images left-right, half of the time.
         rotation: Turn training images by up to this many degrees, either way.
         color_jitter: Brightness, contrast and saturation each vary by this much (0 to 1).
         random_erasing: Probability of blanking a rectangle.
-        num_workers: Worker processes that decode; by default one a core, at most 8 (none where images fit decoded in
-            memory).
+        num_workers: Worker processes that decode; by default one a core that the run may use, at most 16 a device (none
+            where small images are decoded once).
+        max_image_pixels: Most pixels that are decoded of an image; a larger one can't be decoded, but for a JPEG that
+            is decoded at a fraction of its size.
         on_bad_image: "error" stops at an image that can't be decoded; "skip" leaves it out and counts it.
         plain_batches: Give (images, labels) to any module, also to a MixerClassifier.
         seed: Of order, augmentation and the carved split.
@@ -90,11 +99,13 @@ class ImageDataModule(pl.LightningDataModule):
         eval_batch_size: int = 256,
         crop_area: tuple[float, float] = (0.05, 1.0),
         crop_pct: float | None = None,
+        fit: Literal["crop", "squash", "pad"] | None = None,
         flip: bool = True,
         rotation: float = 0.0,
         color_jitter: float = 0.0,
         random_erasing: float = 0.0,
         num_workers: int | None = None,
+        max_image_pixels: int = MAX_PIXELS,
         on_bad_image: Literal["error", "skip"] = "error",
         plain_batches: bool = False,
         seed: int = 0,
@@ -102,7 +113,10 @@ class ImageDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_at_least(1, batch_size=batch_size, micro_batch_size=micro_batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(1, max_image_pixels=max_image_pixels)
         check_at_least(0, num_workers=num_workers)
+        if fit is not None and fit not in FITS:
+            raise UserError(f"unknown fit '{fit}'", option="fit", choices=" or ".join(FITS))
         if not 0 <= val_fraction < 1:
             raise UserError(f"val_fraction must be at least 0 and below 1, got {val_fraction}", option="val_fraction")
         if crop_pct is not None and not 0 < crop_pct <= 1:
@@ -118,8 +132,10 @@ class ImageDataModule(pl.LightningDataModule):
         )
         self.augmentation.check()
         self.num_workers, self.on_bad_image, self.seed, self.crop_pct = num_workers, on_bad_image, seed, crop_pct
+        self.fit, self.max_image_pixels = fit, max_image_pixels
         self.plain_batches, self._given_preprocessing = plain_batches, preprocessing
         self.bad_images: set[str] = set()
+        self._notes: set[str] = set()
 
         opened = open_source(
             source,
@@ -257,7 +273,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of the training split, from where a resumed run stopped."""
-        batches = _CurrentBatches(self)
+        batches = CurrentBatches(lambda: self.train_batches)
         self._train_loader = self._loader("train", batches, self.augmentation, begin=self._begin_epoch)
         return self._train_loader
 
@@ -298,8 +314,17 @@ class ImageDataModule(pl.LightningDataModule):
     ) -> EpochLoader:
         key = role, self.preprocessing  # another model may want other images
         if key not in self._datasets:
-            self._datasets[key] = batch_dataset(self.require(role), self.preprocessing, augmentation, self.seed)
-        return batch_loader(self._datasets[key], sampler, self.num_workers, persistent=role != "test", begin=begin)
+            self._datasets[key] = batch_dataset(
+                self.require(role), self.preprocessing, augmentation, self.seed, self.max_image_pixels
+            )
+        return batch_loader(
+            self._datasets[key],
+            sampler,
+            self.num_workers,
+            persistent=role != "test",
+            begin=begin,
+            processes=self.trainer.num_devices if self.trainer else 1,
+        )
 
     # From the loader to the module
 
@@ -308,18 +333,23 @@ class ImageDataModule(pl.LightningDataModule):
         """How images are prepared: as given, else as the module's backbone wants it, else the paper's way at 224 px."""
         module = getattr(self.trainer, "lightning_module", None)
         prepared = self._given_preprocessing or getattr(module, "preprocessing", None) or Preprocessing()
-        return prepared if self.crop_pct is None else replace(prepared, crop_pct=self.crop_pct)
+        if self.crop_pct is not None:
+            prepared = replace(prepared, crop_pct=self.crop_pct)
+        return prepared if self.fit is None else replace(prepared, crop_mode=FITS[self.fit])
 
     @preprocessing.setter
     def preprocessing(self, preprocessing: Preprocessing) -> None:
         self._given_preprocessing = preprocessing
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Report images that could not be decoded.
+        """Report images that could not be decoded, and what was assumed about pixels, each once.
 
         Raises:
             UserError: There are some, and `on_bad_image` is "error".
         """
+        for note in set(getattr(batch, "notes", ())) - self._notes:
+            self._notes.add(note)
+            log.info(note)
         if isinstance(batch, Batch) and batch.bad:
             if self.on_bad_image == "error":
                 raise UserError(batch.bad[0][1], advice="remove it, or use {on_bad_image} skip")
@@ -346,13 +376,19 @@ class ImageDataModule(pl.LightningDataModule):
         images, preprocessing = batch.images, self.preprocessing
         if not training:
             return batch._replace(images=evaluation_images(batch, preprocessing))
+        mirrored = not batch.cropped and self.augmentation.flip
         if not batch.cropped:
-            size = preprocessing.image_size
+            size, mode = preprocessing.image_size, preprocessing.crop_mode
             height, width = images.shape[-2:]
-            boxes = crop_boxes(self.augmentation, self.seed, batch.epoch, batch.indices, height, width, size)
-            images = crop_batch(images, boxes, size)
-        images = augment_batch(images, self.augmentation, preprocessing, self.seed, batch.epoch, batch.indices)
-        return batch._replace(images=images)
+            boxes = crop_boxes(self.augmentation, self.seed, batch.epoch, batch.indices, height, width, size, mode)
+            if mirrored:
+                boxes = mirror_boxes(boxes, self.seed, batch.epoch, batch.indices)
+            images = crop_batch(images, boxes, size, preprocessing.interpolation)
+        steps = steps_of(self.augmentation, preprocessing, mirrored)
+        images, labels = augment_batch(
+            images, batch.labels, steps, preprocessing, self.seed, batch.epoch, batch.indices
+        )
+        return batch._replace(images=images, labels=labels)
 
     def gather_bad_images(self) -> None:
         """Let every process know what the others could not decode."""
@@ -390,22 +426,3 @@ class ImageDataModule(pl.LightningDataModule):
                     advice="resume with the same {batch_size}, {micro_batch_size} and {trainer.devices}, or begin anew",
                 )
             self._resume_at = (state_dict["epoch"], state_dict["batches_done"])
-
-
-class _CurrentBatches:
-    """The plan of an epoch as it is when the epoch begins.
-
-    Lightning's batch size finders change the batch size after the loader was made.
-
-    Args:
-        data: Whose plan.
-    """
-
-    def __init__(self, data: ImageDataModule) -> None:
-        self.data = data
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.data.train_batches)
-
-    def __len__(self) -> int:
-        return len(self.data.train_batches)

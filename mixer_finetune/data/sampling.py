@@ -6,7 +6,8 @@ of (seed, step, position in the global batch). How many workers, devices or inte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -132,6 +133,11 @@ class GlobalBatchSampler:
     def __len__(self) -> int:
         return self.steps * self.accumulate
 
+    @property
+    def largest(self) -> int:
+        """Samples of the largest micro-batch."""
+        return math.ceil(math.ceil(self.n / self.steps) / (self.world_size * self.accumulate))
+
     def __iter__(self) -> Iterator[MicroBatch]:
         return self._micro_batches(self.epoch, self.done)
 
@@ -159,7 +165,36 @@ class EvaluationSampler:
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
+    @property
+    def largest(self) -> int:
+        """Samples of the largest batch."""
+        return min(self.batch_size, len(self.indices))
+
     def __iter__(self) -> Iterator[MicroBatch]:
         for start in range(0, len(self.indices), self.batch_size):
             indices = self.indices[start : start + self.batch_size]
             yield MicroBatch(0, indices, 0, len(indices))
+
+
+class CurrentBatches:
+    """The plan of an epoch as it is when the epoch begins.
+
+    Lightning's batch size finders change the batch size after the loader was made.
+
+    Args:
+        plan: Gives the plan of now.
+    """
+
+    def __init__(self, plan: Callable[[], GlobalBatchSampler]) -> None:
+        self._plan = plan
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self._plan())
+
+    def __len__(self) -> int:
+        return len(self._plan())
+
+    @property
+    def largest(self) -> int:
+        """Samples of the largest micro-batch."""
+        return self._plan().largest

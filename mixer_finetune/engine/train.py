@@ -164,7 +164,8 @@ def _summary(parts: Parts, planned_steps: int | None, seconds: float) -> dict[st
         "seconds": round(narrator.seconds, 1),
         "time": {
             "fit": round(seconds, 2),
-            "waiting_for_data": round(getattr(data, "train_wait", 0.0), 2),
+            "waiting_for_data": round(waited := getattr(data, "train_wait", 0.0), 2),
+            "waiting_for_data_share": round(waited / seconds, 4) if seconds else 0.0,
             "validation": round(narrator.validation_seconds, 2),
             "checkpoints": round(getattr(trainer.strategy.checkpoint_io, "seconds", 0.0), 2),
             "images_per_second": round(narrator.images_per_second, 2),

@@ -24,7 +24,7 @@ from torch import Tensor
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.preprocessing import denormalize
-from mixer_finetune.data.batches import batch_dataset, batch_loader, evaluation_images
+from mixer_finetune.data.batches import DecodedImages, batch_loader, evaluation_images
 from mixer_finetune.data.folders import IMAGE_SUFFIXES, FileRecords, images_below, printable
 from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.data.sources import Split, open_source
@@ -32,6 +32,7 @@ from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation.predictions import prediction_columns
 from mixer_finetune.evaluation.rows import begin_rows, finish_rows, row_schema
 from mixer_finetune.files import write_atomically
+from mixer_finetune.images import MAX_PIXELS, to_image
 from mixer_finetune.training.precision import use_fast_float32
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,7 @@ def write_predictions(
     features: bool = False,
     explain: Path | None = None,
     resume: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[str]:
     """Classify images, and write a row for each: file, most probable labels with probabilities, and what went wrong.
 
@@ -154,6 +156,7 @@ def write_predictions(
         features: Whether to add the pre-logits, which a .csv can't hold.
         explain: Folder for a picture of each image beside where the evidence for its first label lies.
         resume: Whether to go on with what an interrupted call left.
+        max_pixels: Most pixels that are decoded of one image.
 
     Returns:
         What went wrong with images, a line for each.
@@ -166,7 +169,7 @@ def write_predictions(
     done = begin_rows(part, schema, images, resume)
     rest = images.take(np.arange(done, len(images)), images.name)
     with open(part, "ab") as file:
-        for rows in _rows(predictor, rest, batch_size, schema, explain) if len(rest) else ():
+        for rows in _rows(predictor, rest, batch_size, schema, explain, max_pixels) if len(rest) else ():
             file.write(rows.serialize())
             file.flush()
     return finish_rows(part, target)
@@ -178,14 +181,17 @@ def part_file(target: Path) -> Path:
 
 
 def _rows(
-    predictor: Predictor, images: Split, batch_size: int, schema: pa.Schema, explain: Path | None
+    predictor: Predictor, images: Split, batch_size: int, schema: pa.Schema, explain: Path | None, max_pixels: int
 ) -> Iterator[pa.RecordBatch]:
     """The rows of each batch, in the order of the images."""
     backbone, names = predictor.backbone, predictor.label_names
-    loader = batch_loader(
-        batch_dataset(images, backbone.preprocessing), EvaluationSampler(len(images), batch_size), num_workers=None
-    )
-    for batch in loader:
+    # Seen once, small images are better decoded by the workers than into memory first.
+    data = DecodedImages(images, backbone.preprocessing, max_pixels=max_pixels)
+    notes: set[str] = set()
+    for batch in batch_loader(data, EvaluationSampler(len(images), batch_size), num_workers=None):
+        for note in set(batch.notes) - notes:
+            notes.add(note)
+            log.info(note)
         rows: dict[int, dict[str, Any]] = {index: {"error": problem} for index, problem in batch.bad}
         if len(batch.indices):
             ready = evaluation_images(batch._replace(images=batch.images.to(predictor.device)), backbone.preprocessing)
@@ -207,14 +213,12 @@ def _rows(
 def _write_evidence(backbone: Backbone, images: Tensor, classes: Tensor, files: list[Path]) -> None:
     """Save each image, as the backbone sees it, beside itself with the evidence for a class over it."""
     # Captum and matplotlib take longer to import than a predict of some images takes.
-    from torchvision.transforms.v2.functional import to_pil_image
-
     from mixer_finetune.evaluation.explain import evidence
     from mixer_finetune.evaluation.mosaics import overlay
 
     heats = evidence(backbone, images, classes).cpu().numpy()
     for pixels, heat, file in zip(denormalize(images, backbone.preprocessing).cpu(), heats, files, strict=True):
-        image = to_pil_image(pixels)
+        image = to_image(pixels)
         pair = Image.new("RGB", (2 * image.width, image.height))
         pair.paste(image, (0, 0))
         pair.paste(overlay(image, heat), (image.width, 0))

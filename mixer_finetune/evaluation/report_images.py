@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,14 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mixer_finetune.backbones.backbone import Backbone
-from mixer_finetune.backbones.preprocessing import Preprocessing, evaluation_crop, normalize
+from mixer_finetune.backbones.cropping import evaluation_crop
+from mixer_finetune.backbones.preprocessing import Preprocessing, normalize
 from mixer_finetune.data.sources import Split
 from mixer_finetune.evaluation import page
 from mixer_finetune.evaluation.explain import affordable, evidence, occlusion_side
 from mixer_finetune.evaluation.measures import ConfusionMatrix, most_confused
 from mixer_finetune.evaluation.mosaics import overlay
 from mixer_finetune.evaluation.predictions import Predictions
-from mixer_finetune.images import BadImage, decode, to_tensor
+from mixer_finetune.images import BadImage, decode, to_image, to_tensor
 
 MISTAKES = 12
 PAIRS, IMAGES_OF_A_PAIR = 5, 6
@@ -52,7 +54,7 @@ def _mistakes_section(
     predictions: Predictions, backbone: Backbone, split: Split, method: str, say: Callable[[str], None]
 ) -> str:
     crops = {
-        row: evaluation_crop(image, backbone.preprocessing)
+        row: to_image(evaluation_crop(to_tensor(image)[None], backbone.preprocessing)[0])
         for row in predictions.mistakes()[:MISTAKES].tolist()
         if (image := _decoded(split, predictions, row, backbone.preprocessing)) is not None
     }
@@ -126,7 +128,7 @@ def _decoded(split: Split, predictions: Predictions, row: int, preprocessing: Pr
     index = predictions.indices[row : row + 1]
     if index[0] >= len(split) or split.image_name(int(index[0])) != predictions.files[row]:
         return None
-    size = max(preprocessing.decode_size, 2 * page.THUMBNAIL)
+    size = max(math.ceil(max(preprocessing.image_size) / preprocessing.crop_pct), page.THUMBNAIL)
     try:
         return decode(split.image_records(index)[0], predictions.files[row], size, preprocessing.mode)
     except BadImage:

@@ -64,8 +64,8 @@ def test_a_run_leaves_the_whole_run_folder_and_replays_to_the_same_weights(digit
     assert list((run / "tensorboard").glob("events.*"))
     assert files == {
         "config.yaml", "data.json", "metrics.csv", "results.json", "predictions.csv", "learning_curves.png",
-        "confusion_matrix.png", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "model/config.json", "model/model.safetensors",
-        "model/README.md", "report.html", "training.json",
+        "confusion_matrix.png", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "model/config.json",
+        "model/model.safetensors", "model/README.md", "report.html", "training.json",
     }  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert results["samples"] == 359 and results["train_samples"] == 1295 and results["steps"] == 11

@@ -3,18 +3,20 @@ import io
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from mixer_finetune.backbones import Preprocessing
+from mixer_finetune.backbones.cropping import evaluation_crop
+from mixer_finetune.backbones.preprocessing import normalize
 from mixer_finetune.data.augment import (
     Augmentation,
     augment_batch,
     crop_batch,
     crop_boxes,
-    crop_image,
-    evaluation_crop,
-    normalize,
+    mirror_boxes,
     rotate_batch,
+    steps_of,
 )
 from mixer_finetune.images import BadImage, decode, to_tensor
 
@@ -28,7 +30,8 @@ def images():
 
 
 def augmented(images, indices, epoch=3, augmentation=EVERYTHING):
-    return augment_batch(images, augmentation, PLAIN, 7, epoch, np.asarray(indices))
+    targets, steps = torch.zeros(len(images)), steps_of(augmentation, PLAIN)
+    return augment_batch(images, targets, steps, PLAIN, 7, epoch, np.asarray(indices))[0]
 
 
 def test_augmentation_of_a_sample_does_not_depend_on_its_batch(images):
@@ -47,16 +50,38 @@ def test_crops_lie_inside_the_image_and_keep_the_asked_share_of_its_area():
     assert (crop_boxes(Augmentation((1.0, 1.0)), 0, 1, np.arange(3), 30, 60) == [0, 0, 60, 30]).all()
 
 
-def test_the_crop_of_a_batch_is_the_crop_of_each_image(images):
-    """Against PIL, which resizes a box of one image at a time; bilinear enlarging, so that no antialiasing differs."""
-    boxes = np.array([[4.0, 6.0, 20.0, 22.0]] * 16)
-    ours = crop_batch(images, boxes, (32, 32))
-    bilinear = Preprocessing(image_size=32, interpolation="bilinear")
-    for image, crop in zip(images, ours, strict=True):
-        pil = Image.fromarray(image.permute(1, 2, 0).numpy())
-        expected = to_tensor(crop_image(pil, boxes[0], bilinear)).float()
-        # PIL repeats the box's edge, ours looks beyond it: compare the inside.
-        assert (crop - expected)[:, 2:-2, 2:-2].abs().max() <= 1.0
+def sampled(images, boxes, size, mode):
+    """The same crops by torch's grid_sample, which looks up each pixel on its own."""
+    left, top, right, bottom = torch.from_numpy(boxes).float().T
+    height, width = images.shape[-2:]
+    theta = torch.zeros(len(images), 2, 3)
+    theta[:, 0, 0], theta[:, 0, 2] = (right - left) / width, (right + left) / width - 1
+    theta[:, 1, 1], theta[:, 1, 2] = (bottom - top) / height, (bottom + top) / height - 1
+    grid = F.affine_grid(theta, [*images.shape[:2], *size], align_corners=False)
+    return F.grid_sample(images.float(), grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 56)])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_the_crops_of_a_batch_are_those_that_are_sampled_pixel_by_pixel(images, size, mode):
+    boxes = crop_boxes(Augmentation((0.1, 1.0)), 0, 1, np.arange(16), 32, 32, size)
+    assert (crop_batch(images, boxes, size, mode) - sampled(images, boxes, size, mode)).abs().max() / 255 < 5e-6
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "nearest"])
+def test_the_crop_of_a_whole_image_is_torchs_resize_of_it(images, mode):
+    boxes = np.tile([0.0, 0.0, 32.0, 32.0], (16, 1))
+    how = {"mode": "nearest-exact"} if mode == "nearest" else {"mode": mode, "antialias": True}
+    expected = F.interpolate(images.float(), (64, 96), **how).clamp(0, 255)
+    assert (crop_batch(images, boxes, (64, 96), mode) - expected).abs().max() / 255 < 5e-6
+
+
+def test_boxes_changed_over_give_the_mirrored_crops_that_the_step_gives(images):
+    boxes, indices = crop_boxes(Augmentation((0.1, 1.0)), 7, 3, np.arange(16), 32, 32), np.arange(16)
+    for mode in ("bicubic", "bilinear"):
+        ours = normalize(crop_batch(images, mirror_boxes(boxes, 7, 3, indices), (32, 32), mode), PLAIN)
+        expected = augmented(crop_batch(images, boxes, (32, 32), mode), indices, augmentation=Augmentation(flip=True))
+        assert torch.allclose(ours, expected, atol=5e-6)
 
 
 def test_half_of_the_images_are_mirrored_and_the_rest_left_alone(images):
@@ -81,26 +106,10 @@ def test_erasing_blanks_the_asked_share_of_images_to_the_mean(images):
 
 
 def test_evaluation_crops_the_centre_of_the_shorter_sides_resize():
-    pixels = np.zeros((40, 80, 3), np.uint8)
-    pixels[:, 20:60] = 255
-    crop = evaluation_crop(Image.fromarray(pixels), Preprocessing(image_size=32, crop_pct=1.0))
-    assert crop.size == (32, 32) and to_tensor(crop)[..., 1:-1].min() > 250
-
-
-@pytest.mark.parametrize("image_size", [(32, 32), (48, 32), (24, 40)])
-@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
-@pytest.mark.parametrize("shape", [(40, 80), (90, 60), (33, 33)])
-def test_the_evaluation_crop_is_timms(image_size, crop_pct, shape):
-    from timm.data import create_transform
-
-    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
-    ours = normalize(
-        to_tensor(evaluation_crop(Image.fromarray(pixels), Preprocessing(image_size, crop_pct=crop_pct)))[None], PLAIN
-    )
-    transform = create_transform(
-        (3, *image_size), interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1), crop_pct=crop_pct
-    )
-    assert torch.allclose(ours[0], transform(Image.fromarray(pixels)), atol=1e-6)
+    pixels = torch.zeros(1, 3, 40, 80, dtype=torch.uint8)
+    pixels[..., 20:60] = 255
+    crop = evaluation_crop(pixels, Preprocessing(image_size=32, crop_pct=1.0))
+    assert crop.shape == (1, 3, 32, 32) and crop[..., 1:-1].min() > 250
 
 
 def test_grey_and_four_channel_images_are_decoded_as_such():

@@ -123,7 +123,7 @@ STRANGE = [
     ((CFG, "crop_pct"), 1e-9, "crop_pct must be from 0.05 to 1, got 1e-09"),
     ((CFG, "crop_pct"), float("nan"), "crop_pct must be a number, got nan"),
     ((CFG, "crop_pct"), [0.9], r"crop_pct must be a number, got \[0.9\]"),
-    ((CFG, "crop_mode"), "border", "crop_mode must be center or squash, got 'border'"),
+    ((CFG, "crop_mode"), "stretch", "crop_mode must be center or squash or border, got 'stretch'"),
     ((CFG, "interpolation"), ["bicubic"], "interpolation must be bicubic or bilinear or nearest"),
     ((CFG, "std"), [0, 0, 0], "mean must be finite and std above 0"),
     ((CFG, "std"), 0, "std must be a list of numbers, got 0"),

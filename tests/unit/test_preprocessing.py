@@ -10,18 +10,24 @@ from PIL import Image
 from timm.data import create_transform
 
 from mixer_finetune import UserError
-from mixer_finetune.backbones.preprocessing import (
-    Preprocessing,
-    denormalize,
-    evaluation_crop,
-    evaluation_size,
-    normalize,
-)
+from mixer_finetune.backbones.cropping import evaluation_crop
+from mixer_finetune.backbones.preprocessing import Preprocessing, denormalize, evaluation_size, normalize
 from mixer_finetune.images import decode, to_tensor
 
 
 def noise(rows, columns):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (rows, columns, 3), np.uint8))
+
+
+def assert_same_pixels(ours, theirs, std):
+    """As far as torch's and PIL's resizes of bytes agree: both cut bicubic's overshoot off after each side."""
+    levels = (ours - theirs).abs() * 255 * torch.tensor(std)[:, None, None]
+    assert levels.max() < 16.01 and levels.mean() < 0.5  # of 255, on noise; a shifted image of it is 80 off
+
+
+def cropped(image, preprocessing):
+    """The evaluation crop of a PIL image."""
+    return evaluation_crop(to_tensor(image)[None], preprocessing)[0]
 
 
 def timms(preprocessing, image):
@@ -62,12 +68,12 @@ def test_sizes_are_rounded_as_timm_rounds_them(settings, shape, resized):
     preprocessing = Preprocessing(size, crop_pct=crop_pct, crop_mode=crop_mode)
     image = noise(*shape)
     assert evaluation_size(*shape, preprocessing) == resized
-    # A side that is rounded otherwise moves every pixel: here the difference is that of float32 alone.
-    assert torch.allclose(preprocessing(image), timms(preprocessing, image), atol=1e-6)
+    # A side that is rounded otherwise moves every pixel of this noise.
+    assert_same_pixels(preprocessing(image), timms(preprocessing, image), preprocessing.std)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("size", [(32, 32), (48, 32), (25, 41)])
 def test_called_with_an_image_it_does_what_timm_does_for_evaluation(size, crop_mode, interpolation):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,13 +83,13 @@ def test_called_with_an_image_it_does_what_timm_does_for_evaluation(size, crop_m
             image = noise(*shape)
             prepared = preprocessing(image)
             assert prepared.shape == (3, *size) and prepared.dtype == torch.float32
-            assert torch.allclose(prepared, timms(preprocessing, image), atol=1e-5), (crop_pct, shape)
+            assert_same_pixels(prepared, timms(preprocessing, image), std)
 
 
 def test_a_file_a_path_and_an_open_image_are_prepared_alike(tmp_path):
     noise(50, 70).save(tmp_path / "a.png")
     preprocessing = Preprocessing(32)
-    expected = normalize(to_tensor(evaluation_crop(noise(50, 70), preprocessing))[None], preprocessing)[0]
+    expected = normalize(cropped(noise(50, 70), preprocessing), preprocessing)
     for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png")):
         assert torch.equal(preprocessing(image), expected)
 
@@ -91,12 +97,9 @@ def test_a_file_a_path_and_an_open_image_are_prepared_alike(tmp_path):
 def test_a_large_jpeg_is_read_as_predict_reads_it(tmp_path):
     noise(640, 960).save(tmp_path / "a.jpg")
     preprocessing = Preprocessing((24, 40), crop_pct=0.5)
-    assert preprocessing.decode_size == 80
     small = decode({"path": str(tmp_path / "a.jpg")}, "a", 80)
     assert small.size == (240, 160)
-    assert torch.equal(
-        preprocessing(tmp_path / "a.jpg"), normalize(to_tensor(evaluation_crop(small, preprocessing)), preprocessing)
-    )
+    assert torch.equal(preprocessing(tmp_path / "a.jpg"), normalize(cropped(small, preprocessing), preprocessing))
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
@@ -104,7 +107,7 @@ def test_an_image_of_any_kind_is_brought_to_the_channels_of_the_backbone(channel
     preprocessing = Preprocessing(16).with_channels(channels)
     for kind in ("L", "RGB", "RGBA", "P", "CMYK", "1"):
         image = noise(20, 30).convert(kind)
-        expected = to_tensor(evaluation_crop(image.convert(mode), preprocessing)) / 127.5 - 1
+        expected = cropped(image.convert(mode), preprocessing) / 127.5 - 1
         assert torch.allclose(preprocessing(image), expected, atol=1e-6)
 
 
@@ -117,7 +120,7 @@ def test_a_batch_is_cropped_as_its_images_are():
     ):
         batch = evaluation_crop(torch.stack([to_tensor(image) for image in images]), preprocessing)
         for ours, image in zip(batch, images, strict=True):
-            assert (ours.int() - to_tensor(evaluation_crop(image, preprocessing)).int()).abs().max() <= 1
+            assert torch.equal(ours, cropped(image, preprocessing))
 
 
 def test_pixels_come_back_from_what_was_normalised():
@@ -141,7 +144,7 @@ def test_a_file_that_is_no_image_is_one_line(tmp_path):
         ({"crop_pct": float("nan")}, "crop_pct must be from 0.05 to 1, got nan"),
         ({"crop_pct": 1.1}, "crop_pct must be from 0.05 to 1, got 1.1"),
         ({"interpolation": "lanczos"}, "interpolation must be bicubic or bilinear or nearest, got 'lanczos'"),
-        ({"crop_mode": "border"}, "crop_mode must be center or squash, got 'border'"),
+        ({"crop_mode": "stretch"}, "crop_mode must be center or squash or border, got 'stretch'"),
         ({"mean": (0.5, 0.5)}, "got 2 and 3 values"),
         ({"std": (0.5, 0.0, 0.5)}, "std above 0"),
         ({"mean": (float("nan"),) * 3}, "mean must be finite"),
