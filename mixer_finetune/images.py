@@ -162,6 +162,18 @@ def open_photo(record: dict[str, Any], name: str, max_pixels: int = MAX_PIXELS) 
         return Photo(name, height, width, None, content, image, _TURNS.get(orientation), max_pixels)
 
 
+def image_size(record: dict[str, Any]) -> tuple[int, int]:
+    """Width and height as they stand in the file, by its head alone.
+
+    Raises:
+        BadImage: No image, or a damaged one.
+    """
+    with _named(record.get("path") or "the image"):
+        source = io.BytesIO(record["bytes"]) if record.get("bytes") is not None else record["path"]
+        with Image.open(source) as image:
+            return image.size
+
+
 def decode(record: dict[str, Any], name: str, size: int | None = None, mode: str = "RGB") -> Image.Image:
     """Decode what a `datasets` image column holds, as a PIL image.
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 
 from mixer_finetune.backbones.preprocessing import Preprocessing
@@ -55,7 +54,7 @@ def decoded_pixels(split: Split, preprocessing: Preprocessing) -> Tensor | None:
     if size < SHARED_FROM:
         return _filled(torch.empty(shape, dtype=torch.uint8), split, mode)
     try:
-        folder = Path(HF_HOME) / "mixer_finetune" / "decoded"
+        folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         file = folder / f"{_fingerprint(split, mode)}.{'x'.join(map(str, shape))}"
@@ -73,6 +72,13 @@ def decoded_pixels(split: Split, preprocessing: Preprocessing) -> Tensor | None:
             return None
         log.info(f"decoding {what}, into the memory of each process ({_amount(size)}): {error}")
         return _filled(torch.empty(shape, dtype=torch.uint8), split, mode)
+
+
+def _folder() -> Path:
+    """Beside what was downloaded from the Hub, which users put where there is room."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "mixer_finetune" / "decoded"
 
 
 class _Unequal(Exception):

@@ -17,8 +17,9 @@ from mixer_finetune.backbones.preprocessing import FITS, Preprocessing
 from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes, mirror_boxes, steps_of
 from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader, evaluation_images
 from mixer_finetune.data.classes import match_classes
-from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler, stratified_split
-from mixer_finetune.data.sources import Source, Split, open_source
+from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler
+from mixer_finetune.data.sources import Split, open_source
+from mixer_finetune.data.subsets import Subsets
 from mixer_finetune.errors import UserError, check_at_least
 from mixer_finetune.images import MAX_PIXELS
 
@@ -43,6 +44,10 @@ class ImageDataModule(pl.LightningDataModule):
         label_column: Name of the label column; found by type and usual names when not given.
         image_root: Folder that a table's paths are relative to; the table's own when not given.
         val_fraction: Share of train that is carved out, stratified, where there is no dev split; 0 for none.
+        train_fraction: Share of what is left that is trained on, stratified.
+        images_per_class: Most images of a class that are trained on (few-shot); all when not given.
+        folds: Cut train into so many stratified parts, one of which is the dev split.
+        fold: Which of them, from 0.
         batch_size: Samples of a step over all devices, at most; an epoch is cut into batches of nearly equal size.
         micro_batch_size: Most samples that a device takes at once; the rest of its share is accumulated.
         sampling: shuffled, each training image once an epoch; or balanced, all classes equally often, with images of
@@ -93,6 +98,10 @@ class ImageDataModule(pl.LightningDataModule):
         label_column: str | None = None,
         image_root: str | None = None,
         val_fraction: float = 0.1,
+        train_fraction: float = 1.0,
+        images_per_class: int | None = None,
+        folds: int | None = None,
+        fold: int = 0,
         batch_size: int = 128,
         micro_batch_size: int | None = None,
         sampling: Literal["shuffled", "balanced"] = "shuffled",
@@ -117,8 +126,8 @@ class ImageDataModule(pl.LightningDataModule):
         check_at_least(0, num_workers=num_workers)
         if fit is not None and fit not in FITS:
             raise UserError(f"unknown fit '{fit}'", option="fit", choices=" or ".join(FITS))
-        if not 0 <= val_fraction < 1:
-            raise UserError(f"val_fraction must be at least 0 and below 1, got {val_fraction}", option="val_fraction")
+        subsets = Subsets(val_fraction, train_fraction, images_per_class, folds, fold)
+        subsets.check()
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise UserError(f"crop_pct must be above 0 and at most 1, got {crop_pct}", option="crop_pct")
         if on_bad_image not in ("error", "skip"):
@@ -148,7 +157,8 @@ class ImageDataModule(pl.LightningDataModule):
         )
         self.source, self.revision, self.license = opened.name, opened.revision, opened.license
         self.label_names, self.description = opened.label_names, opened.description
-        self.splits = self._with_dev_split(opened, val_fraction)
+        self.splits, notes = subsets.take(opened.splits, seed)
+        self.description = "; ".join([self.description, *notes])
         self.evaluation_role = next((role for role in ("test", "val") if role in self.splits), None)
         self._datasets: dict[tuple[str, Preprocessing], Dataset[Batch]] = {}
         self._plan: tuple[Any, GlobalBatchSampler] | None = None
@@ -159,20 +169,6 @@ class ImageDataModule(pl.LightningDataModule):
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.label_names)
-
-    def _with_dev_split(self, opened: Source, fraction: float) -> dict[str, Split]:
-        splits = dict(opened.splits)
-        if "train" in splits and "val" not in splits and fraction > 0:
-            train, held_out = stratified_split(splits["train"].labels, fraction, self.seed)
-            if len(held_out) and len(train):
-                name = splits["train"].name
-                splits["val"] = splits["train"].take(held_out, f"{name} (held out)")
-                splits["train"] = splits["train"].take(train, name)
-                whole = len(held_out) + len(train)
-                self.description += f"; no dev split, so {len(held_out):,} of {whole:,} are held out"
-                if round(fraction * whole) != len(held_out):
-                    self.description += f", at least one a class, where {fraction:.0%} was asked for"
-        return splits
 
     def match_classes(self, label_names: Sequence[str]) -> str:
         """Number the classes as another list does, by name.

@@ -16,6 +16,7 @@ from typing import Any
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from mixer_finetune.backbones.foreign import load_checkpoint
+from mixer_finetune.data.checks import findings
 from mixer_finetune.data.fingerprint import difference, fingerprint
 from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.engine import slurm
@@ -94,6 +95,9 @@ def _start(cli: MixerCLI, run: RunFolder, checkpoint: Path | None) -> RunFolder:
         run = run.create()
         os.environ[_RUN_VARIABLE] = str(run)
     with _leaving_well(parts, run, new=True):
+        if parts.trainer.is_global_zero and isinstance(parts.data, ImageDataModule):
+            for line in findings(parts.data.splits, parts.data.label_names, crops=parts.data.fit in (None, "crop")):
+                log.info(f"note       {line}")
         run = train(parts, run, checkpoint)
         finish(parts, run)
     return run

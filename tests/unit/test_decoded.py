@@ -29,9 +29,9 @@ def split(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoded, "HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(decoded, "_folder", lambda: tmp_path / "cache" / "decoded")
     monkeypatch.setattr(decoded, "SHARED_FROM", 0)
-    return tmp_path / "cache" / "mixer_finetune" / "decoded"
+    return tmp_path / "cache" / "decoded"
 
 
 def expected(split):
