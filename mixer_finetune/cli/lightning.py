@@ -129,7 +129,7 @@ def _refuse_words(arguments: list[str]) -> None:
 
 
 def _print_config(arguments: list[str], resume: str | None) -> int:
-    from mixer_finetune.engine.parts import configure
+    from mixer_finetune.engine.parser import configure
 
     base = RunFolder.open(resume).read_config() if resume else None
     return _show(configure(arguments, base, needs_data=False).plain())
@@ -172,7 +172,7 @@ def _helped(command: str, arguments: list[str]) -> bool:
 
 def _print_help(command: str, wanted: str) -> None:
     from mixer_finetune.engine.arguments import Arguments
-    from mixer_finetune.engine.parts import MixerCLI
+    from mixer_finetune.engine.parser import MixerCLI
 
     actions = MixerCLI(Arguments()).actions
     print(f"usage: mixer-finetune {USAGES[command]}\n\n{ABOUT[command]}{'' if command == 'fit' else _OF_EVALUATION}")

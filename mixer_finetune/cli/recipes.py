@@ -61,7 +61,7 @@ def _copy(name: str, file: Path) -> None:
 def _validate(path: Path) -> int:
     from mixer_finetune.cli.lightning import spell
     from mixer_finetune.engine.arguments import Arguments, normalised, read_yaml, take_classes
-    from mixer_finetune.engine.parts import MixerCLI, config_errors
+    from mixer_finetune.engine.parser import MixerCLI, config_errors
 
     content = normalised(read_yaml(path))
     take_classes(content)

@@ -10,7 +10,8 @@ from typing import Any
 from mixer_finetune.engine.arguments import normalised, take_apart, take_classes
 from mixer_finetune.engine.fit import take_weights_of
 from mixer_finetune.engine.interruption import interruptible
-from mixer_finetune.engine.parts import MixerCLI, build, configure
+from mixer_finetune.engine.parser import MixerCLI, configure
+from mixer_finetune.engine.parts import build
 from mixer_finetune.engine.quiet import quiet
 from mixer_finetune.errors import UserError
 from mixer_finetune.runs import RunFolder

@@ -24,7 +24,8 @@ from mixer_finetune.engine.arguments import Arguments, normalised, take_apart, t
 from mixer_finetune.engine.finish import finish, missing_stages
 from mixer_finetune.engine.interruption import interruptible
 from mixer_finetune.engine.messages import explained
-from mixer_finetune.engine.parts import MixerCLI, Parts, build, configure
+from mixer_finetune.engine.parser import MixerCLI, configure
+from mixer_finetune.engine.parts import Parts, build
 from mixer_finetune.engine.quiet import quiet
 from mixer_finetune.engine.train import model_steps, train
 from mixer_finetune.errors import Interrupted, UserError, check_at_least

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from mixer_finetune import ImageDataModule, MixerClassifier
-from mixer_finetune.engine.parts import TRAINER_DEFAULTS
+from mixer_finetune.engine.parser import TRAINER_DEFAULTS
 from mixer_finetune.engine.quiet import quiet
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.training.checkpoints import checkpoint_callbacks

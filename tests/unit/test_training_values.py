@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from mixer_finetune import MixerClassifier
 from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.data.sampling import epoch_order
-from mixer_finetune.engine.parts import build, configure
+from mixer_finetune.engine.parser import configure
+from mixer_finetune.engine.parts import build
 from mixer_finetune.randomness import AUGMENT, DROP_PATH, uniform
 from mixer_finetune.training.schedule import WarmupCosine
 
