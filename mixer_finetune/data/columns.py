@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,29 @@ def class_labels(
     return [str(value) for value in ordered], lambda table: np.array(
         [number.get(v, -1) for v in table[column]], np.int64
     )
+
+
+def files_outside(table: Any, column: str, roots: Sequence[str]) -> list[str]:
+    """Paths in an image column, of images that are not in the table itself, that lie outside of some folders.
+
+    A table from elsewhere must not have private files of this machine read, trained on and shown in a report.
+
+    Args:
+        table: A `datasets.Dataset`.
+        column: Of the images.
+        roots: The folders, as real paths.
+    """
+    import pyarrow.compute as pc
+
+    images = table.data.column(column)
+    absent = pc.is_null(pc.struct_field(images, "bytes"))
+    paths = pc.struct_field(images, "path").filter(absent).to_pylist()
+    return [path for path in paths if path and not any(is_below(path, root) for root in roots)]
+
+
+def is_below(path: str, root: str) -> bool:
+    """Whether a path leads into a folder, which is given as a real path."""
+    return os.path.isabs(path) and os.path.commonpath([os.path.realpath(path), root]) == root
 
 
 def _row_order(table: Any) -> Any:

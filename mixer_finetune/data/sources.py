@@ -9,6 +9,7 @@ Images stay undecoded until a worker needs them.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -135,6 +136,12 @@ def open_source(
         table = tables[split]
         if len(table) == 0:
             raise UserError(f"the split '{split}' of {name} is empty", advice=f"choose another with {{{role}_split}}")
+        if given and (outside := _columns.files_outside(table, images, _own_folders(source))):
+            raise UserError(
+                f"{len(outside):,} images of split '{split}' of {name} are files outside of it (the first is "
+                f"{printable(outside[0])}), which are not read",
+                option="source",
+            )
         numbers = to_class(table)
         missing = int((numbers < 0).sum())
         if missing:
@@ -170,7 +177,8 @@ def _files(
         if path.suffix.lower() == ".parquet" and not of_paths(path, image_column):
             return None
         root = Path(image_root).expanduser() if image_root is not None else path.parent
-        return labelled_files(read_columns(path), root, table=printable(str(path)), **wanted)
+        inside = path.suffix.lower() == ".parquet"  # which one does not look into, unlike a text
+        return labelled_files(read_columns(path), root, table=printable(str(path)), inside=inside, **wanted)
     if not path.is_dir() or source in BUNDLED:
         return None
     for metadata in (path / name for name in METADATA):
@@ -200,6 +208,18 @@ def _of_files(name: str, files: LabelledFiles, license: str | None) -> Source:
         description += f"; left out: {files.left_out}"
     names = [printable(label) for label in label_names]
     return Source(name, description, names, found, None, license)
+
+
+def _own_folders(source: str | Path) -> list[str]:
+    """Where a data set's own files are: its folder, or the caches of the Hub's clients."""
+    path = ASSETS / source if source in BUNDLED else Path(source).expanduser()
+    if path.exists():
+        return [os.path.realpath(path if path.is_dir() else path.parent)]
+    import datasets
+    from huggingface_hub import constants
+
+    caches = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    return [os.path.realpath(cache) for cache in caches]
 
 
 def _kind(source: Any) -> str:

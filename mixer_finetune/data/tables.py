@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mixer_finetune.data.columns import is_below
 from mixer_finetune.data.folders import SPLIT_NAMES, LabelledFiles, is_image, printable
 from mixer_finetune.errors import UserError
 
@@ -111,6 +112,7 @@ def labelled_files(
     image_column: str | None = None,
     label_column: str | None = None,
     chosen: Mapping[str, str | None] | None = None,
+    inside: bool = False,
 ) -> LabelledFiles:
     """The image files that a table names, with their classes.
 
@@ -121,6 +123,7 @@ def labelled_files(
         image_column: Column of the paths, where its name is not a usual one.
         label_column: Column of the labels, where its name is not a usual one.
         chosen: Values of the split column to use as "train", "val" and "test".
+        inside: Whether all files must lie below `root`.
 
     Raises:
         UserError: A column is missing or several could be meant, a file is not there, or labels are missing.
@@ -141,6 +144,13 @@ def labelled_files(
         raise UserError(
             f"{len(missing):,} of {len(paths):,} files of {table} are not in {root} (the first is "
             f"{printable(missing[0]) or 'an empty cell'})",
+            advice="say where they are with {image_root}",
+        )
+    real = os.path.realpath(root)
+    if inside and (outside := [path for path in paths if not is_below(os.path.join(real, path), real)]):
+        raise UserError(
+            f"{len(outside):,} of {len(paths):,} files of {table} lie outside of {root} (the first is "
+            f"{printable(outside[0])}) and are not read",
             advice="say where they are with {image_root}",
         )
     pairs = [(path, str(label)) for path, label in zip(paths, columns[labels], strict=True)]

@@ -102,6 +102,30 @@ def test_labels_above_the_last_class_are_named(tmp_path):
         open_source(datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features)))
 
 
+def test_a_parquet_row_may_not_read_a_file_outside_its_data_set(folder, tmp_path):
+    import datasets
+
+    secret = make(tmp_path / "private", "secret.png") / "secret.png"
+    rows = [(str(secret), "cat"), ("b/1.png", "dog")]
+    pq.write_table(pa.table({"file": [f for f, _ in rows], "label": [c for _, c in rows]}), folder / "p.parquet")
+    with pytest.raises(UserError, match="1 of 2 files of .* lie outside of .*secret.png"):
+        open_source(folder / "p.parquet")
+    up = pa.table({"file": ["../private/secret.png", "b/1.png"], "label": ["cat", "dog"]})
+    pq.write_table(up, folder / "p.parquet")
+    with pytest.raises(UserError, match="1 of 2 files of .* lie outside of"):
+        open_source(folder / "p.parquet")
+    assert labels(open_source(write(folder / "mine.csv", ("file", "label"), rows))) == ["cat", "dog"]  # one's own
+
+    images = pa.array([{"bytes": None, "path": str(secret)}] * 4)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    table = pa.table({"image": images, "label": [0, 1, 0, 1]}, schema=features.arrow_schema)
+    (tmp_path / "stranger").mkdir()
+    pq.write_table(table, tmp_path / "stranger" / "data.parquet")
+    for source in (tmp_path / "stranger", tmp_path / "stranger" / "data.parquet"):
+        with pytest.raises(UserError, match="4 images of split 'train' of .* are files outside of it .*secret.png"):
+            open_source(source)
+
+
 def test_classes_are_matched_by_name():
     same = match_classes(["a", "b"], ["a", "b"], "the data", "the model")
     assert same.numbers.tolist() == [0, 1] and same.note == "" and same.absent == []
