@@ -19,8 +19,12 @@ with torch.inference_mode():
 
     theirs = timm.create_model(f"hf-hub:{repo}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
-    by_timm = dict(zip(model.label_names, theirs(transform(image)[None]).softmax(-1)[0].tolist(), strict=True))
+
+    def by_timm(pixels: torch.Tensor) -> dict[str, float]:
+        return dict(zip(model.label_names, theirs(pixels[None]).softmax(-1)[0].tolist(), strict=True))
+
+    found = {"ours": ours, "timm": by_timm(transform(image)), "timm on our pixels": by_timm(model.preprocessing(image))}
 
 classify = pipeline("image-classification", repo, device="cpu", top_k=len(ours))
-by_transformers = {found["label"]: found["score"] for found in classify(image)}
-print(json.dumps({"ours": ours, "timm": by_timm, "transformers": by_transformers}))
+found["transformers"] = {answer["label"]: answer["score"] for answer in classify(image)}
+print(json.dumps(found))

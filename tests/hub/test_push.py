@@ -327,7 +327,10 @@ def test_timm_transformers_and_we_give_equal_probabilities(
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout.splitlines()[-1])
     assert scores["ours"].keys() == {"blue", "green", "red <b>"} and os.environ.get("HF_TOKEN") is None
-    for other in ("timm", "transformers"):
+    # Their pixels are resized by PIL, ours by torch, which rounds a few of them to the next of 256 values.
+    for other, most in (("timm on our pixels", 1e-5), ("timm", 1e-3), ("transformers", 1e-3)):
         for label, value in scores["ours"].items():
-            assert scores[other][label] == pytest.approx(value, abs=1e-5), (other, scores)
+            assert scores[other][label] == pytest.approx(value, abs=most), (other, scores)
+    for label, value in scores["timm"].items():
+        assert scores["transformers"][label] == pytest.approx(value, abs=1e-5)
     assert len(set(scores["ours"].values())) > 1
