@@ -74,7 +74,8 @@ def test_every_method_on_two_processes_gives_the_result_of_one(cli, environment,
     # Muon's other parameters are AdamW's, which divides tiny gradients, and their last bits, by their own size.
     limit = 1e-10 if method is FIRST else 1e-12
     for key, value in weights(one).items():
-        assert (weights(two)[key] - value).abs().max() < limit, key
+        # A probe's head has weights of up to ten, whose last bits count for as much more.
+        assert (weights(two)[key] - value).abs().max() < limit * max(1.0, float(value.abs().max())), key
 
 
 def test_a_run_ends_early_when_the_dev_split_gets_no_better_and_says_so(cli, photos, tmp_path):
