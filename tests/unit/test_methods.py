@@ -20,6 +20,8 @@ from mixer_finetune.training.optimization import build_optimizer
 from mixer_finetune.training.sharpness import Sharpness
 from mixer_finetune.training.task import SINGLE_LABEL
 
+pytestmark = pytest.mark.slow  # together half of a minute
+
 
 def batches(pictures, dtype):  # noqa: F811
     for epoch in range(2):

@@ -14,6 +14,8 @@ from mixer_finetune.backbones.resampling import cosine_resampling, resample_toke
 from mixer_finetune.backbones.resize import plan_resize, resize_patch_embedding, resize_weights
 from mixer_finetune.backbones.tokens import TokenLinear, TokenMixing
 
+pytestmark = pytest.mark.slow  # together half of a minute
+
 FAMILIES = ["mixer_nano_32", "gmixer_12_224", "resmlp_12_224", "gmlp_ti16_224"]
 
 
