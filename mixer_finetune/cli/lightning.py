@@ -37,7 +37,7 @@ COMMON = {
     ),
     "data": (
         "source", "val_fraction", "batch_size", "micro_batch_size", "sampling", "crop_area", "flip", "rotation",
-        "color_jitter", "random_erasing", "num_workers", "on_bad_image",
+        "trivial_augment", "mixup", "cutmix", "num_workers", "on_bad_image",
     ),
     "trainer": (
         "max_epochs", "max_steps", "max_time", "accelerator", "devices", "strategy", "precision", "callbacks", "logger",

@@ -39,23 +39,29 @@ class Batch(NamedTuple):
         images: (b, c, S, T): uint8 from the loader, normalised float32 once on the device.
         labels: (b,) int64.
         indices: (b,) int64, of the samples in their split; on the CPU a NumPy array.
+        keys: (b,) int64, of the samples, for what is drawn at random: see `MicroBatch`.
         epoch: Counted from 0.
         first: Position of the first sample in the global batch.
         global_size: Samples in the whole global batch.
         cropped: Whether the images have their S x T pixels; small images are cropped on the device.
         bad: Positions of images that could not be decoded, each with its name and the reason.
         notes: What had to be assumed about pixels.
+        partner: Whether the first sample is there only to be mixed into the second.
+        unpaired: Which of the others are mixed with nothing, since the one before could not be decoded.
     """
 
     images: Tensor
     labels: Tensor
     indices: NDArray[np.int64]
+    keys: NDArray[np.int64]
     epoch: int
     first: int
     global_size: int
     cropped: bool
     bad: tuple[tuple[int, str], ...]
     notes: tuple[str, ...] = ()
+    partner: bool = False
+    unpaired: tuple[int, ...] = ()
 
 
 class DecodedImages(Dataset[Batch]):
@@ -83,7 +89,7 @@ class DecodedImages(Dataset[Batch]):
         bad: list[tuple[int, str]] = []
         notes: list[str] = []
         if self.augmentation is not None:
-            shapes = crop_shapes(self.augmentation, self.seed, micro.epoch, micro.indices).tolist()
+            shapes = crop_shapes(self.augmentation, self.seed, micro.epoch, micro.keys).tolist()
         for i, record in enumerate(self.split.image_records(micro.indices)):
             index = micro.indices[i : i + 1]
             name = f"{self.split.name}[{int(self.split.rows[index[0]])}]"
@@ -102,17 +108,27 @@ class DecodedImages(Dataset[Batch]):
             if photo.note and photo.note not in notes:
                 notes.append(photo.note)
             good.append(i)
+        unpaired: tuple[int, ...] = ()
+        if micro.partner and good:
+            there = set(good)
+            unpaired = tuple(i - (good[0] == 0) for i, at in enumerate(good) if at and at - 1 not in there)
+            if good[0]:  # the partner was bad; any image may stand in its place
+                images = torch.cat([images[:1], images[: len(good)]])
+                good.insert(0, good[0])
         indices = micro.indices[good]
         return Batch(
             images[: len(good)],
             torch.from_numpy(self.split.labels[indices]),
             indices,
+            micro.keys[good],
             micro.epoch,
             micro.first,
             micro.global_size,
             cropped=True,
             bad=tuple(bad),
             notes=tuple(notes),
+            partner=micro.partner,
+            unpaired=unpaired,
         )
 
 
@@ -136,11 +152,13 @@ class SmallImages(Dataset[Batch]):
             self.pixels.index_select(0, at),
             self.labels[at],
             micro.indices,
+            micro.keys,
             micro.epoch,
             micro.first,
             micro.global_size,
             cropped=False,
             bad=(),
+            partner=micro.partner,
         )
 
 

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mixer_finetune.backbones.preprocessing import FITS, Preprocessing
-from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes, mirror_boxes, steps_of
+from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes, mirror_boxes, mix_samples
 from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader, evaluation_images
 from mixer_finetune.data.classes import match_classes
 from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler
@@ -53,17 +54,13 @@ class ImageDataModule(pl.LightningDataModule):
         sampling: shuffled, each training image once an epoch; or balanced, all classes equally often, with images of
             the smaller ones repeated and every image seen.
         eval_batch_size: Samples that a device takes at once in evaluation.
-        crop_area: Smallest and largest share of the image that the training crop keeps; [1, 1] takes the whole image,
-            squashed unless `fit` pads it.
         crop_pct: Share of the shorter side that the evaluation crop keeps; the backbone's own when not given. It is
             exported with the model.
         fit: How an image of another shape than the backbone's is fitted to it, in training and in evaluation: "crop"
             cuts off what is too long, "squash" ignores the aspect ratio, "pad" puts a border of the mean colour round
             it; as the backbone's own pre-processing says when not given. It is exported with the model.
-        flip: Mirror training images left-right, half of the time.
-        rotation: Turn training images by up to this many degrees, either way.
-        color_jitter: Brightness, contrast and saturation each vary by this much (0 to 1).
-        random_erasing: Probability of blanking a rectangle.
+        repeats: How often a training image comes in a batch, each time augmented otherwise (repeated augmentation,
+            often 3); an epoch then has as many steps as ever, of fewer images.
         num_workers: Worker processes that decode; by default one a core that the run may use, at most 16 a device (none
             where small images are decoded once).
         max_image_pixels: Most pixels that are decoded of an image; a larger one can't be decoded, but for a JPEG that
@@ -72,6 +69,7 @@ class ImageDataModule(pl.LightningDataModule):
         plain_batches: Give (images, labels) to any module, also to a MixerClassifier.
         seed: Of order, augmentation and the carved split.
         preprocessing: How images are prepared; the module's `preprocessing` when not given.
+        **augmentation: What training does to an image: the options of `Augmentation`.
 
     Attributes:
         label_names: Name of each class.
@@ -106,23 +104,20 @@ class ImageDataModule(pl.LightningDataModule):
         micro_batch_size: int | None = None,
         sampling: Literal["shuffled", "balanced"] = "shuffled",
         eval_batch_size: int = 256,
-        crop_area: tuple[float, float] = (0.05, 1.0),
         crop_pct: float | None = None,
         fit: Literal["crop", "squash", "pad"] | None = None,
-        flip: bool = True,
-        rotation: float = 0.0,
-        color_jitter: float = 0.0,
-        random_erasing: float = 0.0,
+        repeats: int = 1,
         num_workers: int | None = None,
         max_image_pixels: int = MAX_PIXELS,
         on_bad_image: Literal["error", "skip"] = "error",
         plain_batches: bool = False,
         seed: int = 0,
         preprocessing: Preprocessing | None = None,
+        **augmentation: Any,
     ) -> None:
         super().__init__()
         check_at_least(1, batch_size=batch_size, micro_batch_size=micro_batch_size, eval_batch_size=eval_batch_size)
-        check_at_least(1, max_image_pixels=max_image_pixels)
+        check_at_least(1, max_image_pixels=max_image_pixels, repeats=repeats)
         check_at_least(0, num_workers=num_workers)
         if fit is not None and fit not in FITS:
             raise UserError(f"unknown fit '{fit}'", option="fit", choices=" or ".join(FITS))
@@ -134,11 +129,12 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(f"unknown on_bad_image '{on_bad_image}'", option="on_bad_image", choices="error or skip")
         if sampling not in ("shuffled", "balanced"):
             raise UserError(f"unknown sampling '{sampling}'", option="sampling", choices="shuffled or balanced")
-        self.sampling = sampling
+        if repeats > 1 and sampling == "balanced":
+            problem = "balanced sampling repeats images already, those of the smaller classes"
+            raise UserError(problem, advice="leave out {repeats} or {sampling}")
+        self.sampling, self.repeats = sampling, repeats
         self.batch_size, self.micro_batch_size, self.eval_batch_size = batch_size, micro_batch_size, eval_batch_size
-        self.augmentation = Augmentation(
-            crop_area, flip=flip, rotation=rotation, color_jitter=color_jitter, random_erasing=random_erasing
-        )
+        self.augmentation = Augmentation(**augmentation)
         self.augmentation.check()
         self.num_workers, self.on_bad_image, self.seed, self.crop_pct = num_workers, on_bad_image, seed, crop_pct
         self.fit, self.max_image_pixels = fit, max_image_pixels
@@ -229,8 +225,17 @@ class ImageDataModule(pl.LightningDataModule):
             share = -(-n // steps) / world
             wanted = math.ceil(share / self.micro_batch_size) if self.micro_batch_size else 1
             accumulate = max(1, min(wanted, n // steps // world))  # the smallest global batch has a sample for each
-            self._plan = key, GlobalBatchSampler(n, self.batch_size, self.seed, rank, world, accumulate, labels)
+            self._plan = key, self.batch_plan(n, rank, world, accumulate, labels)
         return self._plan[1]
+
+    def batch_plan(
+        self, n: int, rank: int, world: int, accumulate: int, labels: NDArray[np.int64] | None = None
+    ) -> GlobalBatchSampler:
+        """Micro-batches of a device, so many to a step; arguments as for `GlobalBatchSampler`."""
+        mixes = self.augmentation.mixes
+        return GlobalBatchSampler(
+            n, self.batch_size, self.seed, rank, world, accumulate, labels, self.repeats, partners=mixes
+        )
 
     @property
     def total_steps(self) -> int:
@@ -376,15 +381,21 @@ class ImageDataModule(pl.LightningDataModule):
         if not batch.cropped:
             size, mode = preprocessing.image_size, preprocessing.crop_mode
             height, width = images.shape[-2:]
-            boxes = crop_boxes(self.augmentation, self.seed, batch.epoch, batch.indices, height, width, size, mode)
+            boxes = crop_boxes(self.augmentation, self.seed, batch.epoch, batch.keys, height, width, size, mode)
             if mirrored:
-                boxes = mirror_boxes(boxes, self.seed, batch.epoch, batch.indices)
+                boxes = mirror_boxes(boxes, self.seed, batch.epoch, batch.keys)
             images = crop_batch(images, boxes, size, preprocessing.interpolation)
-        steps = steps_of(self.augmentation, preprocessing, mirrored)
-        images, labels = augment_batch(
-            images, batch.labels, steps, preprocessing, self.seed, batch.epoch, batch.indices
+        steps, drawn_by = self.augmentation.steps(preprocessing, mirrored), (self.seed, batch.epoch, batch.keys)
+        images, labels = augment_batch(images, batch.labels, steps, preprocessing, *drawn_by)
+        if not batch.partner or not len(images):
+            return batch._replace(images=images, labels=labels)
+        images, labels = mix_samples(
+            images, labels, self.augmentation, self.num_classes, *drawn_by, unpaired=batch.unpaired
         )
-        return batch._replace(images=images, labels=labels)
+        own = slice(1, None)
+        return batch._replace(
+            images=images, labels=labels, indices=batch.indices[own], keys=batch.keys[own], partner=False
+        )
 
     def gather_bad_images(self) -> None:
         """Let every process know what the others could not decode."""

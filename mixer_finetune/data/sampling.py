@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from mixer_finetune.errors import UserError
 from mixer_finetune.randomness import BALANCE, DEV_SPLIT, ORDER, random_bits
 
+# A sample's further copies have keys beyond all indices.
+_COPIES = 2**40
+
 
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """A permutation of range(n) that depends on (seed, epoch) alone."""
@@ -68,6 +71,15 @@ def stratified_split(
     return np.flatnonzero(~second), np.flatnonzero(second)
 
 
+def _occurrence(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each entry came before, (n,)."""
+    at = np.argsort(order, kind="stable")
+    new = np.diff(order[at], prepend=-1) != 0
+    seen = np.empty_like(order)
+    seen[at] = np.arange(len(order)) - np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    return seen
+
+
 class MicroBatch(NamedTuple):
     """The samples that one device takes at once.
 
@@ -76,12 +88,18 @@ class MicroBatch(NamedTuple):
         indices: Of the samples, shape (b,).
         first: Position of the first of them in the global batch.
         global_size: Samples in the whole global batch.
+        keys: Of the samples, (b,), for what is drawn at random: their indices, and another number for each further copy
+            of a sample.
+        partner: Whether the first sample is the one before the micro-batch's own, there only to be mixed into them;
+            `first` is then the position of the second.
     """
 
     epoch: int
     indices: NDArray[np.int64]
     first: int
     global_size: int
+    keys: NDArray[np.int64]
+    partner: bool = False
 
 
 class GlobalBatchSampler:
@@ -99,6 +117,9 @@ class GlobalBatchSampler:
         accumulate: Micro-batches that a device takes one after the other for one step.
         labels: Class of each sample, to have all classes come equally often; `n` is then the length of a
             `balanced_order`.
+        repeats: How often a sample comes in a global batch (repeated augmentation, Hoffer et al. 2020); an epoch then
+            has as many steps as ever, of fewer samples.
+        partners: Whether each micro-batch begins with the sample before its own, to be mixed into them.
 
     Raises:
         UserError: A global batch has fewer samples than there are shares.
@@ -113,8 +134,10 @@ class GlobalBatchSampler:
         world_size: int = 1,
         accumulate: int = 1,
         labels: NDArray[np.int64] | None = None,
+        repeats: int = 1,
+        partners: bool = False,
     ) -> None:
-        self.labels = labels
+        self.labels, self.repeats, self.partners = labels, repeats, partners
         self.n, self.seed, self.rank, self.world_size, self.accumulate = n, seed, rank, world_size, accumulate
         self.steps = -(-n // batch_size)
         self.epoch = 0
@@ -136,23 +159,39 @@ class GlobalBatchSampler:
     @property
     def largest(self) -> int:
         """Samples of the largest micro-batch."""
-        return math.ceil(math.ceil(self.n / self.steps) / (self.world_size * self.accumulate))
+        return math.ceil(math.ceil(self.n / self.steps) / (self.world_size * self.accumulate)) + self.partners
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return self._micro_batches(self.epoch, self.done)
 
     def _micro_batches(self, epoch: int, done: int) -> Iterator[MicroBatch]:
-        if self.labels is None:
-            order = epoch_order(self.n, self.seed, epoch)
-        else:
-            order = balanced_order(self.labels, self.seed, epoch)
+        order, keys = self._order_and_keys(epoch)
         shares = self.world_size * self.accumulate
         for micro in range(done, len(self)):
             step, turn = divmod(micro, self.accumulate)
             start, stop = step * self.n // self.steps, (step + 1) * self.n // self.steps
             share, size = turn * self.world_size + self.rank, stop - start
             first, last = share * size // shares, (share + 1) * size // shares
-            yield MicroBatch(epoch, order[start + first : start + last], first, size)
+            at = np.arange(start + first - self.partners, start + last)
+            if self.partners and first == 0:
+                at[0] = stop - 1  # the first of a global batch has the last for its partner
+            yield MicroBatch(epoch, order[at], first, size, keys[at], self.partners)
+
+    def _order_and_keys(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The samples of an epoch, (n,), and what their random numbers are drawn by, (n,)."""
+        if self.labels is not None:
+            order = balanced_order(self.labels, self.seed, epoch)
+            return order, order + _COPIES * _occurrence(order)
+        order = epoch_order(self.n, self.seed, epoch)
+        if self.repeats == 1:
+            return order, order
+        bounds = np.arange(self.steps + 1) * self.n // self.steps
+        sizes = np.diff(bounds)  # of the global batches, in which a sample's copies lie as far apart as that goes
+        distinct = -(-sizes // self.repeats)
+        place = np.arange(self.n) - np.repeat(bounds[:-1], sizes)
+        copy, which = np.divmod(place, np.repeat(distinct, sizes))
+        drawn = order[which + np.repeat(np.cumsum(distinct) - distinct, sizes)]
+        return drawn, drawn + _COPIES * copy
 
 
 class EvaluationSampler:
@@ -173,7 +212,7 @@ class EvaluationSampler:
     def __iter__(self) -> Iterator[MicroBatch]:
         for start in range(0, len(self.indices), self.batch_size):
             indices = self.indices[start : start + self.batch_size]
-            yield MicroBatch(0, indices, 0, len(indices))
+            yield MicroBatch(0, indices, 0, len(indices), indices)
 
 
 class CurrentBatches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import BUNDLED, VARIANTS
 from mixer_finetune.backbones.folder import beyond_timm
 from mixer_finetune.backbones.load import load_backbone
+from mixer_finetune.data.augment import Augmentation
 from mixer_finetune.data.sources import BUNDLED as BUNDLED_DATA
 from mixer_finetune.evaluation.measures import ConfusionMatrix, class_figures, most_confused
 from mixer_finetune.evaluation.predictions import Predictions
@@ -300,7 +302,8 @@ def _augmentation(data: dict[str, Any]) -> str | None:
     if "crop_area" not in data:
         return None
     low, high = data["crop_area"]
-    amounts = [f"{name} {data[name]}" for name in ("rotation", "color_jitter", "random_erasing") if data.get(name)]
+    given = {field.name: data[field.name] for field in fields(Augmentation) if field.name in data}
+    amounts = Augmentation(**given).described(data.get("repeats", 1))
     return ", ".join(
         [f"crops of {low:g} to {high:g} of the area", *amounts, *(["mirrored"] if data.get("flip") else [])]
     )

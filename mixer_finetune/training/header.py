@@ -25,9 +25,11 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
     found = tagged(origin["source"])
     if found and found[1].warning:
         lines.append(f"warning    {origin['source']}: {found[1].warning}")
-    data = getattr(trainer, "datamodule", None)
+    data: Any = getattr(trainer, "datamodule", None)
     if description := getattr(data, "description", None):
         lines.append(f"data       {description}")
+    if (augmentation := getattr(data, "augmentation", None)) and (amounts := augmentation.described(data.repeats)):
+        lines.append(f"augmented  {', '.join(amounts)}")
     lines.append(f"training   {_training(trainer, model, data)}")
     if method := _method(model, data):
         lines.append(f"method     {'; '.join(method)}")

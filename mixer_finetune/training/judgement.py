@@ -89,7 +89,7 @@ def judge_training(
     if train - dev > OVERFITTED:
         said.append(
             f"Training accuracy ({train:.1%}) is far above dev accuracy ({dev:.1%}): more images help most, then "
-            "more augmentation (--data.crop_area, --data.color_jitter), --model.label_smoothing 0.1 or "
+            "more augmentation (--recipe augment_medium or augment_heavy), --model.label_smoothing 0.1 or "
             "--model.drop_path 0.1."
         )
     elif dev - train > AUGMENTED and not stuck:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from mixer_finetune.data.batches import Batch, batch_dataset, batch_loader
-from mixer_finetune.data.sampling import GlobalBatchSampler
 from mixer_finetune.errors import UserError
 
 STEPS = 80
@@ -119,7 +118,7 @@ def _steps(module: Any, data: Any) -> Iterator[list[Batch]]:
     per_step = -(-data.batch_size // (data.micro_batch_size or data.batch_size))
     n = len(split)
     accumulate = max(1, min(per_step, n // -(-n // data.batch_size)))
-    sampler = GlobalBatchSampler(n, data.batch_size, data.seed, accumulate=accumulate)
+    sampler = data.batch_plan(n, 0, 1, accumulate)
     images = batch_dataset(split, data.preprocessing, data.augmentation, data.seed)
     epoch = 0
     while True:

@@ -103,6 +103,8 @@ def test_a_run_killed_at_any_instant_and_resumed_ends_with_bitwise_the_same_weig
     options = (
         "--data.source", photos, *TINY, "--trainer.max_epochs", 4, "--data.batch_size", 8, "--data.micro_batch_size", 4,
         "--data.color_jitter", 0.3, "--data.random_erasing", 0.5, "--data.rotation", 20,
+        "--data.trivial_augment", "true",
+        "--data.mixup", 0.5, "--data.cutmix", 1, "--data.mix_probability", 0.8, "--data.repeats", 2,
         "--model.drop_path", 0.3, "--save_every_n_steps", 1,
         "--data.num_workers", 2, "--data.val_fraction", 0.25, "--trainer.log_every_n_steps", 2,
     )  # fmt: skip
@@ -176,7 +178,7 @@ def test_two_processes_give_the_result_of_one(cli, environment, tmp_path):
     options = (
         "--recipe", "digits", "--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu",
         "--data.batch_size", 128, "--model.warmup_steps", 2, "--trainer.max_epochs", 1,
-        "--data.micro_batch_size", 40, "--model.drop_path", 0.1,
+        "--data.micro_batch_size", 40, "--model.drop_path", 0.1, "--data.mixup", 0.5, "--data.cutmix", 1,
         "--trainer.precision", "64-true",
     )  # fmt: skip
     # best.ckpt is read by both processes, from the folder that the first one made.

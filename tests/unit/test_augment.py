@@ -16,7 +16,6 @@ from mixer_finetune.data.augment import (
     crop_boxes,
     mirror_boxes,
     rotate_batch,
-    steps_of,
 )
 from mixer_finetune.images import BadImage, decode, to_tensor
 
@@ -30,7 +29,7 @@ def images():
 
 
 def augmented(images, indices, epoch=3, augmentation=EVERYTHING):
-    targets, steps = torch.zeros(len(images)), steps_of(augmentation, PLAIN)
+    targets, steps = torch.zeros(len(images)), augmentation.steps(PLAIN)
     return augment_batch(images, targets, steps, PLAIN, 7, epoch, np.asarray(indices))[0]
 
 

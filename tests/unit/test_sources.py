@@ -131,6 +131,6 @@ def test_evaluation_does_not_depend_on_whether_images_are_kept_in_memory(tmp_pat
     preprocessing = Preprocessing(image_size=32, crop_pct=0.875)
     small, decoded = batch_dataset(split, preprocessing), DecodedImages(split, preprocessing, None, 0)
     assert isinstance(small, SmallImages)
-    micro = MicroBatch(0, np.arange(6), 0, 6)
+    micro = MicroBatch(0, np.arange(6), 0, 6, np.arange(6))
     first, second = (evaluation_images(data.__getitems__(micro), preprocessing) for data in (small, decoded))
     assert torch.equal(first, second)

@@ -18,7 +18,7 @@ from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.data.sampling import epoch_order
 from mixer_finetune.engine.parser import configure
 from mixer_finetune.engine.parts import build
-from mixer_finetune.randomness import AUGMENT, DROP_PATH, uniform
+from mixer_finetune.randomness import AUGMENT, DROP_PATH, MIX, uniform
 from mixer_finetune.training.schedule import WarmupCosine
 
 IMAGES, CLASSES, BATCH, SEED = 24, 3, 8, 5
@@ -129,7 +129,19 @@ def depth_factors(rate, step):
     return factors
 
 
-def plain(folder, pictures, optimizer_of, jitter=0.0, drop_path=0.0, smoothing=0.0):
+def mixed(x, target, epoch, indices):
+    """Mixup with shares from Beta(1, 1), which are uniform: by Bailey's formula for a t with two degrees of freedom."""
+    u = uniform(SEED, MIX, epoch, indices, 6)
+    out, soft = torch.empty_like(x), torch.empty_like(target)
+    for i in range(len(x)):
+        t = math.sqrt(2 * (1 / (1 - u[i, 2]) - 1)) * math.cos(2 * math.pi * u[i, 3])
+        share = (1 + t / math.sqrt(2 + t * t)) / 2
+        out[i] = share * x[i] + (1 - share) * x[i - 1]
+        soft[i] = share * target[i] + (1 - share) * target[i - 1]
+    return out, soft
+
+
+def plain(folder, pictures, optimizer_of, jitter=0.0, drop_path=0.0, smoothing=0.0, mixup=False, binary=False):
     """Six steps: losses, gradient norms before clipping, and the weights at the end."""
     model, losses, norms = Plain(folder), [], []
     optimizer = optimizer_of(model)
@@ -141,9 +153,15 @@ def plain(folder, pictures, optimizer_of, jitter=0.0, drop_path=0.0, smoothing=0
             x = jittered(pictures, epoch, indices, jitter) if jitter else pictures[indices] / 255
             x = torch.from_numpy((x - 0.5) / 0.5).permute(0, 3, 1, 2).float()
             labels = torch.from_numpy(indices % CLASSES)
+            target = F.one_hot(labels, CLASSES).float()
+            if mixup:
+                x, target = mixed(x, target, epoch, indices)
             logits = model(x, depth_factors(drop_path, 3 * epoch + i) if drop_path else None)
-            target = F.one_hot(labels, CLASSES) * (1 - smoothing) + smoothing / CLASSES
+            target = target * (1 - smoothing) + smoothing / CLASSES
             loss = -(target * logits.log_softmax(-1)).sum(-1).mean()
+            if binary:
+                p = logits.sigmoid()
+                loss = -(target * p.log() + (1 - target) * (1 - p).log()).sum(-1).mean()
             optimizer.zero_grad()
             loss.backward()
             norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
@@ -187,8 +205,24 @@ def test_six_steps_of_adamw_with_smoothing_drop_path_and_jitter_are_those_of_a_p
     assert len(ours) == 6 and ours == pytest.approx(losses, rel=1e-5)
 
 
-def test_micro_batches_give_the_weights_of_whole_batches(folder):
-    options = ("--trainer.precision", "64-true", "--model.drop_path", "0.2", "--data.color_jitter", "0.2")
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary"])
+def test_six_steps_with_mixup_are_those_of_a_plain_loop(folder, pictures, loss):
+    ours, _ = trained(folder, "--data.mixup", "1", "--model.label_smoothing", "0.1", "--model.loss", loss)
+    losses, _, _ = plain(folder, pictures, lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9), jitter=0.0,
+                         smoothing=0.1, mixup=True, binary=loss == "binary")  # fmt: skip
+    assert len(ours) == 6 and ours == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "augmented",
+    [
+        ("--data.color_jitter", "0.2"),
+        ("--data.mixup", "0.8", "--data.cutmix", "1", "--data.trivial_augment", "true", "--data.repeats", "2"),
+        ("--data.cutmix", "1", "--data.rand_augment", "9", "--data.three_augment", "true"),
+    ],
+)
+def test_micro_batches_give_the_weights_of_whole_batches(folder, augmented):
+    options = ("--trainer.precision", "64-true", "--model.drop_path", "0.2", *augmented)
     whole, one = trained(folder, *options)
     _, cut = trained(folder, *options, "--data.micro_batch_size", "3")
     assert len(whole) == 6

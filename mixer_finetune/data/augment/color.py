@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from mixer_finetune.backbones.preprocessing import Preprocessing
+from mixer_finetune.data.augment.step import Step, check_between
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Colour jitter.
+
+    Attributes:
+        color_jitter: Brightness, contrast and saturation each vary by this much (0 to 1).
+    """
+
+    color_jitter: float = 0.0
+
+    def check(self) -> None:
+        """Refuse a strength out of range."""
+        check_between(0, 1, color_jitter=self.color_jitter)
+
+    def step(self, preprocessing: Preprocessing) -> Step | None:
+        """Jitter, where it is asked for."""
+        return Step(partial(color_jitter, strength=self.color_jitter), 1, 3) if self.color_jitter else None
 
 
 def color_jitter(images: Tensor, targets: Tensor, u: Tensor, strength: float) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Shapes: B images of H x W pixels and c channels; (S, T) is the size that the bac
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixer_finetune.data.augment.settings import Augmentation
+from mixer_finetune.errors import UserError
 from mixer_finetune.randomness import AUGMENT, CROP, uniform
 
 
+@dataclass(frozen=True)
+class Crop:
+    """The training crop.
+
+    Attributes:
+        crop_area: Smallest and largest share of the image that the training crop keeps; [1, 1] takes the whole image,
+            squashed unless `fit` pads it.
+        crop_ratio: Smallest and largest aspect ratio (width / height) of the crop, relative to the backbone's input.
+    """
+
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def check(self) -> None:
+        """Refuse areas and ratios that can't be."""
+        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            problem = f"crop_area must be two shares with 0 < smallest <= largest <= 1, got {list(self.crop_area)}"
+            raise UserError(problem, option="crop_area")
+        if not 0.01 <= self.crop_ratio[0] <= self.crop_ratio[1] <= 100:
+            problem = f"crop_ratio must be smallest and largest, from 0.01 to 100, got {list(self.crop_ratio)}"
+            raise UserError(problem, option="crop_ratio")
+
+
 def crop_boxes(
-    augmentation: Augmentation,
+    augmentation: Crop,
     seed: int,
     epoch: int,
     indices: NDArray[np.int64],
@@ -37,7 +61,7 @@ def crop_boxes(
             frame round it that has the shape that the backbone takes.
         seed: Of the run.
         epoch: Counted from 0.
-        indices: Of the samples, (B,).
+        indices: Of the samples, (B,), or their `keys`, which tell copies apart.
         height: H.
         width: W.
         size: (S, T), which the crop is going to be resized to.
@@ -48,7 +72,7 @@ def crop_boxes(
     return np.stack(np.broadcast_arrays(*box), axis=1)
 
 
-def crop_shapes(augmentation: Augmentation, seed: int, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+def crop_shapes(augmentation: Crop, seed: int, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
     """What is random about training crops, (B, 4): width, height, horizontal and vertical place, for `place_crop`."""
     area, ratio, x, y = uniform(seed, CROP, epoch, indices, 4).T
     low, high = augmentation.crop_area

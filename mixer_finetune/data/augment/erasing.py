@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mixer_finetune.backbones.preprocessing import per_channel
+from mixer_finetune.backbones.preprocessing import Preprocessing, per_channel
+from mixer_finetune.data.augment.step import Step, check_between
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Random erasing.
+
+    Attributes:
+        random_erasing: Probability that a rectangle of 2% to 33% of the image is set to the mean colour.
+    """
+
+    random_erasing: float = 0.0
+
+    def check(self) -> None:
+        """Refuse what is no probability."""
+        check_between(0, 1, random_erasing=self.random_erasing)
+
+    def step(self, preprocessing: Preprocessing) -> Step | None:
+        """Erasing, where it is asked for."""
+        if not self.random_erasing:
+            return None
+        return Step(partial(random_erasing, probability=self.random_erasing, mean=preprocessing.mean), 4, 5)
 
 
 def random_erasing(

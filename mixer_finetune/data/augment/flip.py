@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from mixer_finetune.backbones.preprocessing import Preprocessing
+from mixer_finetune.data.augment.step import Step
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirroring.
+
+    Attributes:
+        flip: Mirror training images left-right, half of the time.
+    """
+
+    flip: bool = True
+
+    def step(self, preprocessing: Preprocessing) -> Step | None:
+        """Mirroring, where it is asked for."""
+        return Step(flip, 0, 1) if self.flip else None
 
 
 def flip(images: Tensor, targets: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mixer_finetune.backbones.preprocessing import Preprocessing
+from mixer_finetune.data.augment.step import Step, check_between
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Turning.
+
+    Attributes:
+        rotation: Turn training images by up to this many degrees, either way.
+    """
+
+    rotation: float = 0.0
+
+    def check(self) -> None:
+        """Refuse an angle out of range."""
+        check_between(0, 180, rotation=self.rotation)
+
+    def step(self, preprocessing: Preprocessing) -> Step | None:
+        """Turning, where it is asked for."""
+        return Step(partial(rotation, most=self.rotation), 9, 1) if self.rotation else None
 
 
 def rotation(images: Tensor, targets: Tensor, u: Tensor, most: float) -> tuple[Tensor, Tensor]:

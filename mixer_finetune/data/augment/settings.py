@@ -1,42 +1,61 @@
-"""What training does to an image, as the user asks for it."""
+"""Everything that training does to an image, put together from the files beside this one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
 
-from mixer_finetune.errors import UserError
+from mixer_finetune.backbones.preprocessing import Preprocessing
+from mixer_finetune.data.augment.auto import RandAugment, TrivialAugment
+from mixer_finetune.data.augment.color import ColorJitter
+from mixer_finetune.data.augment.crop import Crop
+from mixer_finetune.data.augment.erasing import RandomErasing
+from mixer_finetune.data.augment.flip import Flip
+from mixer_finetune.data.augment.mix import Mix
+from mixer_finetune.data.augment.rotation import Rotation
+from mixer_finetune.data.augment.step import Step
+from mixer_finetune.data.augment.three import ThreeAugment
 
 
+# Read from the right, the steps in their order. Each class has options, may have `check`, and has `step`, which gives
+# None where it isn't asked for.
 @dataclass(frozen=True)
-class Augmentation:
-    """What training does to an image.
-
-    Attributes:
-        crop_area: Smallest and largest share of the image's area that the training crop keeps; (1, 1) keeps the whole
-            image.
-        crop_ratio: Smallest and largest aspect ratio (width / height) of the crop, relative to the backbone's input.
-        flip: Mirror left-right with probability one half.
-        rotation: Turn by an angle of up to this many degrees, either way.
-        color_jitter: Brightness, contrast and saturation are each scaled by a factor in 1 -+ this.
-        random_erasing: Probability that a rectangle of 2% to 33% of the image is set to the mean colour.
-    """
-
-    crop_area: tuple[float, float] = (0.05, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = True
-    rotation: float = 0.0
-    color_jitter: float = 0.0
-    random_erasing: float = 0.0
+class Augmentation(Mix, RandomErasing, ColorJitter, ThreeAugment, RandAugment, TrivialAugment, Rotation, Flip, Crop):
+    """What training does to an image: all options of the classes that it is made of."""
 
     def check(self) -> None:
         """Refuse what can't be done.
 
         Raises:
-            UserError: A value is out of range.
+            UserError: An option is out of range.
         """
-        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
-            problem = f"crop_area must be two shares with 0 < smallest <= largest <= 1, got {list(self.crop_area)}"
-            raise UserError(problem, option="crop_area")
-        for name, most in (("rotation", 180.0), ("color_jitter", 1.0), ("random_erasing", 1.0)):
-            if not 0 <= getattr(self, name) <= most:
-                raise UserError(f"{name} must be from 0 to {most:g}, got {getattr(self, name)}", option=name)
+        for part in _parts():
+            if "check" in vars(part):
+                part.check(self)
+
+    def steps(self, preprocessing: Preprocessing, flipped: bool = False) -> tuple[Step, ...]:
+        """The steps that are asked for, in order.
+
+        Args:
+            preprocessing: Of the backbone.
+            flipped: Whether the images are mirrored already.
+        """
+        parts = (part for part in _parts() if "step" in vars(part) and not (flipped and part is Flip))
+        return tuple(step for part in parts if (step := part.step(self, preprocessing)) is not None)
+
+    def described(self, repeats: int = 1) -> list[str]:
+        """What is done beside cropping and mirroring, in words: "name value", or the name of a switch that is on."""
+        said, usual = [], {field.name for part in (Crop, Flip) for field in fields(part)}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in usual and value != field.default:
+                name = field.name.replace("_", " ")
+                said.append(name if isinstance(value, bool) else f"{name} {value:g}")
+        if repeats > 1:
+            said.append(f"each image {repeats} times in a batch")
+        return said
+
+
+def _parts() -> Iterator[Any]:
+    return (part for part in reversed(Augmentation.__mro__) if part not in (object, Augmentation))

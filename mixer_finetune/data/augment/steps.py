@@ -1,10 +1,6 @@
-"""Which steps a batch of training images goes through, in which order, and each one's share of the random numbers."""
+"""A batch of training images, from the crop to what the backbone takes."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,48 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixer_finetune.backbones.preprocessing import Preprocessing, normalize
-from mixer_finetune.data.augment.color import color_jitter
-from mixer_finetune.data.augment.erasing import random_erasing
-from mixer_finetune.data.augment.flip import flip
-from mixer_finetune.data.augment.rotation import rotation
+from mixer_finetune.data.augment.mix import DRAWS, mix_batch
 from mixer_finetune.data.augment.settings import Augmentation
-from mixer_finetune.randomness import AUGMENT, uniform
-
-
-class Step(NamedTuple):
-    """An augmentation of a batch, and which uniform numbers of a sample are its own.
-
-    Attributes:
-        apply: `(images, targets, u) -> (images, targets)`; u (B, draws).
-        first: Its first number among those of the sample; no two steps share one.
-        draws: How many it takes.
-    """
-
-    apply: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    first: int
-    draws: int
-
-
-def steps_of(augmentation: Augmentation, preprocessing: Preprocessing, flipped: bool = False) -> tuple[Step, ...]:
-    """The steps that are asked for, in order.
-
-    Args:
-        augmentation: What is asked for.
-        preprocessing: Of the backbone.
-        flipped: Whether the images are mirrored already.
-    """
-    asked = augmentation
-    # The numbers stay with their step for good: a step that moved would change every run with the same seed.
-    steps = (
-        (asked.flip and not flipped, Step(flip, 0, 1)),
-        (asked.rotation, Step(partial(rotation, most=asked.rotation), 9, 1)),
-        (asked.color_jitter, Step(partial(color_jitter, strength=asked.color_jitter), 1, 3)),
-        (
-            asked.random_erasing,
-            Step(partial(random_erasing, probability=asked.random_erasing, mean=preprocessing.mean), 4, 5),
-        ),
-    )
-    return tuple(step for wanted, step in steps if wanted)
+from mixer_finetune.data.augment.step import Step
+from mixer_finetune.randomness import AUGMENT, MIX, uniform
 
 
 def augment_batch(
@@ -63,18 +21,18 @@ def augment_batch(
     preprocessing: Preprocessing,
     seed: int,
     epoch: int,
-    indices: NDArray[np.int64],
+    keys: NDArray[np.int64],
 ) -> tuple[Tensor, Tensor]:
     """Take a training batch through the steps and normalise it, on the batch's device.
 
     Args:
         images: (B, c, S, T), uint8 or float32, in 0..255.
         targets: Of the samples, (B, ...).
-        steps: From `steps_of`.
+        steps: From `Augmentation.steps`.
         preprocessing: Mean and standard deviation.
         seed: Of the run.
         epoch: Counted from 0.
-        indices: Of the samples, (B,).
+        keys: Of the samples, (B,): their indices, where none comes twice.
 
     Returns:
         Images (B, c, S, T) float32, normalised, and their targets.
@@ -83,8 +41,37 @@ def augment_batch(
         return images.float(), targets
     if steps:
         draws = max(step.first + step.draws for step in steps)
-        u = torch.from_numpy(uniform(seed, AUGMENT, epoch, indices, draws)).float()
+        u = torch.from_numpy(uniform(seed, AUGMENT, epoch, keys, draws)).float()
         u = u.to(images.device, non_blocking=True)
         for step in steps:
             images, targets = step.apply(images, targets, u[:, step.first : step.first + step.draws])
     return normalize(images, preprocessing), targets
+
+
+def mix_samples(
+    images: Tensor,
+    targets: Tensor,
+    augmentation: Augmentation,
+    classes: int,
+    seed: int,
+    epoch: int,
+    keys: NDArray[np.int64],
+    unpaired: tuple[int, ...] = (),
+) -> tuple[Tensor, Tensor]:
+    """Mix each image of a micro-batch with the one before it, as `mix_batch` says.
+
+    Args:
+        images: (1 + b, c, S, T) float32, normalised.
+        targets: Of the samples, (1 + b, ...).
+        augmentation: How they are mixed.
+        classes: C.
+        seed: Of the run.
+        epoch: Counted from 0.
+        keys: Of the samples, (1 + b,).
+        unpaired: Which of the b images stay as they are.
+
+    Returns:
+        Images (b, c, S, T) and soft targets (b, C) float32.
+    """
+    u = torch.from_numpy(uniform(seed, MIX, epoch, keys[1:], DRAWS)).float().to(images.device, non_blocking=True)
+    return mix_batch(images, targets, u, augmentation, classes, unpaired)
