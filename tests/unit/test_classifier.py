@@ -110,7 +110,7 @@ def test_a_freezing_callback_freezes_the_backbone_alone(photos):
 
 
 @pytest.mark.slow
-def test_finders_try_what_they_say_they_try(photos):
+def test_finders_try_what_they_say_they_try(photos, tmp_path):
     data, model = ImageDataModule(photos, batch_size=8, val_fraction=0.0), MixerClassifier("mixer_nano_32")
     sizes, rates = [], []
 
@@ -120,12 +120,12 @@ def test_finders_try_what_they_say_they_try(photos):
         return MixerClassifier.training_step(model, batch, batch_idx)
 
     model.training_step = training_step
-    trainer = pl.Trainer(**QUIET, max_epochs=1)
+    trainer = pl.Trainer(**QUIET, max_epochs=1, default_root_dir=tmp_path)  # where they leave a checkpoint, if killed
     Tuner(trainer).scale_batch_size(model, data, init_val=2, max_trials=3, steps_per_trial=1)
     assert sizes[:3] == [2, 4, 8] and data.batch_size == 8
 
     rates.clear()
-    trainer = pl.Trainer(**QUIET, max_epochs=1)
+    trainer = pl.Trainer(**QUIET, max_epochs=1, default_root_dir=tmp_path)  # where they leave a checkpoint, if killed
     found = Tuner(trainer).lr_find(model, data, min_lr=1e-4, max_lr=1.0, num_training=5, early_stop_threshold=None)
     assert rates == pytest.approx(found.results["lr"], rel=1e-6) and rates[0] < 1e-3 and rates[-1] > 0.1
 
