@@ -8,14 +8,30 @@ Shapes: B images of H x W pixels and c channels; (S, T) is the size that the bac
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixer_finetune.backbones.preprocessing import Preprocessing, evaluation_size
 from mixer_finetune.images import Photo
+
+
+class Cropping(Protocol):
+    """What a crop depends on: a `Preprocessing`, which says what these are."""
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...  # noqa: D102
+    @property
+    def mean(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def mode(self) -> str: ...  # noqa: D102
+    @property
+    def interpolation(self) -> str: ...  # noqa: D102
+    @property
+    def crop_pct(self) -> float: ...  # noqa: D102
+    @property
+    def crop_mode(self) -> str: ...  # noqa: D102
 
 
 def resize(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
@@ -36,7 +52,7 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def cut_out(photo: Photo, box: tuple[float, float, float, float], preprocessing: Preprocessing, into: Tensor) -> None:
+def cut_out(photo: Photo, box: tuple[float, float, float, float], preprocessing: Cropping, into: Tensor) -> None:
     """Write a box of a photo, resized, into a batch.
 
     Args:
@@ -65,7 +81,27 @@ def cut_out(photo: Photo, box: tuple[float, float, float, float], preprocessing:
     target.copy_(resize(crop, size, preprocessing.interpolation)[0, : len(target)])
 
 
-def evaluation_photo(photo: Photo, preprocessing: Preprocessing, into: Tensor) -> None:
+def evaluation_size(rows: int, columns: int, preprocessing: Cropping) -> tuple[int, int]:
+    """Height and width that an image of `rows` x `columns` pixels is resized to before the centre crop, or the border.
+
+    Rounded as timm 1.0 does it (`timm.data.transforms_factory.transforms_imagenet_eval`): the target's sides downwards;
+    the image's longer side downwards for a square target, and both sides to the nearest for another one.
+    """
+    height, width = preprocessing.image_size
+    target = int(height / preprocessing.crop_pct), int(width / preprocessing.crop_pct)
+    if preprocessing.crop_mode == "squash":
+        return target
+    if preprocessing.crop_mode == "border":
+        shrink = max(rows / target[0], columns / target[1])
+        return max(round(rows / shrink), 1), max(round(columns / shrink), 1)
+    if height == width:
+        shorter = min(rows, columns)
+        return int(target[0] * rows / shorter), int(target[0] * columns / shorter)
+    shrink = min(rows / target[0], columns / target[1])
+    return round(rows / shrink), round(columns / shrink)
+
+
+def evaluation_photo(photo: Photo, preprocessing: Cropping, into: Tensor) -> None:
     """Write the evaluation crop of a photo into a batch.
 
     Args:
@@ -81,13 +117,13 @@ def evaluation_photo(photo: Photo, preprocessing: Preprocessing, into: Tensor) -
     into.copy_(_centre(resize(pixels[None], (rows, columns), preprocessing.interpolation), preprocessing)[0])
 
 
-def evaluation_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+def evaluation_crop(images: Tensor, preprocessing: Cropping) -> Tensor:
     """Resize and centre-crop (or pad) a batch as timm does for evaluation: (B, c, H, W) uint8 to (B, c, S, T) uint8."""
     size = evaluation_size(images.shape[-2], images.shape[-1], preprocessing)
     return _centre(resize(images, size, preprocessing.interpolation), preprocessing)
 
 
-def _centre(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+def _centre(images: Tensor, preprocessing: Cropping) -> Tensor:
     """The middle S x T pixels of (B, c, H, W), with a border of the mean colour where there are fewer."""
     images = images[:, : len(preprocessing.mean)]
     rows, columns = (_centred(*sides) for sides in zip(images.shape[-2:], preprocessing.image_size, strict=True))
@@ -99,7 +135,7 @@ def _centre(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return out
 
 
-def fill(preprocessing: Preprocessing) -> Tensor:
+def fill(preprocessing: Cropping) -> Tensor:
     """The mean colour as (c,) uint8, rounded as timm rounds it."""
     return torch.tensor([round(255 * value) for value in preprocessing.mean], dtype=torch.uint8)
 

@@ -155,26 +155,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < 3e38
 
 
-def evaluation_size(rows: int, columns: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Height and width that an image of `rows` x `columns` pixels is resized to before the centre crop, or the border.
-
-    Rounded as timm 1.0 does it (`timm.data.transforms_factory.transforms_imagenet_eval`): the target's sides downwards;
-    the image's longer side downwards for a square target, and both sides to the nearest for another one.
-    """
-    height, width = preprocessing.image_size
-    target = int(height / preprocessing.crop_pct), int(width / preprocessing.crop_pct)
-    if preprocessing.crop_mode == "squash":
-        return target
-    if preprocessing.crop_mode == "border":
-        shrink = max(rows / target[0], columns / target[1])
-        return max(round(rows / shrink), 1), max(round(columns / shrink), 1)
-    if height == width:
-        shorter = min(rows, columns)
-        return int(target[0] * rows / shorter), int(target[0] * columns / shorter)
-    shrink = min(rows / target[0], columns / target[1])
-    return round(rows / shrink), round(columns / shrink)
-
-
 def normalize(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """(..., c, S, T) in 0..255 to float32, less the mean and over the standard deviation."""
     import torch

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mixer_finetune.augment import Augmentation, crop_shapes, place_crop
 from mixer_finetune.backbones.cropping import cut_out, evaluation_crop, evaluation_photo
 from mixer_finetune.backbones.preprocessing import Preprocessing, normalize
-from mixer_finetune.data.augment import Augmentation, crop_shapes, place_crop
 from mixer_finetune.data.decoded import decoded_pixels
 from mixer_finetune.data.sampling import MicroBatch
 from mixer_finetune.data.sources import Split

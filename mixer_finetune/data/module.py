@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from mixer_finetune.augment import Augmentation, augment_batch, crop_batch, crop_boxes, mirror_boxes, mix_samples
 from mixer_finetune.backbones.preprocessing import FITS, Preprocessing
-from mixer_finetune.data.augment import Augmentation, augment_batch, crop_batch, crop_boxes, mirror_boxes, mix_samples
 from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader, evaluation_images
 from mixer_finetune.data.classes import match_classes
 from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler

@@ -7,11 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from mixer_finetune.augment import Augmentation
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import BUNDLED, VARIANTS
 from mixer_finetune.backbones.folder import beyond_timm
 from mixer_finetune.backbones.load import load_backbone
-from mixer_finetune.data.augment import Augmentation
 from mixer_finetune.data.sources import BUNDLED as BUNDLED_DATA
 from mixer_finetune.evaluation.measures import ConfusionMatrix, class_figures, most_confused
 from mixer_finetune.evaluation.predictions import Predictions

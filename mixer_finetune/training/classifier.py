@@ -28,11 +28,11 @@ from mixer_finetune.training.evaluating import EvaluatedModule
 from mixer_finetune.training.head import HeadName, choose_head
 from mixer_finetune.training.layers import Rates, choose_trained, drop_untrained_gradients
 from mixer_finetune.training.log import TrainingLog
-from mixer_finetune.training.loss import Loss, LossName, make_loss
+from mixer_finetune.training.losses import Loss, LossName, make_loss
 from mixer_finetune.training.optimization import build_optimizer
 from mixer_finetune.training.options import check_options
 from mixer_finetune.training.probe import start_from_probe
-from mixer_finetune.training.range_test import find_rate
+from mixer_finetune.training.rate_finder import find_rate
 from mixer_finetune.training.rates import recommended_rate
 from mixer_finetune.training.schedule import WarmupCosine, schedule_config
 from mixer_finetune.training.sharpness import Sharpness

@@ -8,7 +8,7 @@ from typing import Any
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.head import check_head
 from mixer_finetune.training.layers import check_train
-from mixer_finetune.training.loss import check_loss
+from mixer_finetune.training.losses import check_loss
 from mixer_finetune.training.optimization import OPTIMIZERS
 
 _SHARES = ("momentum", "label_smoothing", "drop_path", "ema_decay")  # in [0, 1)

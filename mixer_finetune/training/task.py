@@ -24,7 +24,8 @@ class Task:
 
     Attributes:
         name: For results and files.
-        loss: (logits (B, C), targets, label smoothing) to the sum of the images' losses, a scalar.
+        losses: (logits (B, C), targets, label smoothing) to the loss of each image, (B,).
+        soft: (targets, logits (B, C), label smoothing) to targets of each class, (B, C).
         probabilities: Logits (B, C) to the probability of each class, (B, C).
         right: (logits (B, C), targets) to the number of images that are answered rightly, a scalar.
         metrics: Number of classes to what is measured on a split, by name.
@@ -32,7 +33,8 @@ class Task:
     """
 
     name: str
-    loss: Callable[[Tensor, Tensor, float], Tensor]
+    losses: Callable[[Tensor, Tensor, float], Tensor]
+    soft: Callable[[Tensor, Tensor, float], Tensor]
     probabilities: Callable[[Tensor], Tensor]
     right: Callable[[Tensor, Tensor], Tensor]
     metrics: Callable[[int], dict[str, Metric]]
@@ -40,7 +42,14 @@ class Task:
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+
+
+def _distribution(targets: Tensor, logits: Tensor, label_smoothing: float) -> Tensor:
+    """A share of each target spread evenly over the classes."""
+    classes = logits.shape[-1]
+    soft = F.one_hot(targets, classes).to(logits) if targets.ndim == 1 else targets.to(logits)
+    return soft * (1 - label_smoothing) + label_smoothing / classes
 
 
 def _right(logits: Tensor, targets: Tensor) -> Tensor:
@@ -61,7 +70,8 @@ def _multiclass_metrics(classes: int) -> dict[str, Metric]:
 # One label an image: targets are class numbers, (B,), or where training mixes images a distribution, (B, C).
 SINGLE_LABEL = Task(
     name="single_label",
-    loss=_cross_entropy,
+    losses=_cross_entropy,
+    soft=_distribution,
     probabilities=lambda logits: logits.softmax(-1),
     right=_right,
     metrics=_multiclass_metrics,

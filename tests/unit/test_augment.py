@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mixer_finetune.backbones import Preprocessing
-from mixer_finetune.backbones.cropping import evaluation_crop
-from mixer_finetune.backbones.preprocessing import normalize
-from mixer_finetune.data.augment import (
+from mixer_finetune.augment import (
     Augmentation,
     augment_batch,
     crop_batch,
@@ -17,6 +14,9 @@ from mixer_finetune.data.augment import (
     mirror_boxes,
     rotate_batch,
 )
+from mixer_finetune.backbones import Preprocessing
+from mixer_finetune.backbones.cropping import evaluation_crop
+from mixer_finetune.backbones.preprocessing import normalize
 from mixer_finetune.images import BadImage, decode, to_tensor
 
 PLAIN = Preprocessing(image_size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_pct=1.0)

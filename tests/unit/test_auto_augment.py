@@ -7,10 +7,10 @@ import torchvision.transforms.v2 as v2
 import torchvision.transforms.v2.functional as kernels
 from torchvision.transforms import InterpolationMode
 
+from mixer_finetune.augment import Augmentation, augment_batch
+from mixer_finetune.augment.auto import NARROW, WIDE, operate, rand_augment, trivial_augment
+from mixer_finetune.augment.three import three_augment
 from mixer_finetune.backbones import Preprocessing
-from mixer_finetune.data.augment import Augmentation, augment_batch
-from mixer_finetune.data.augment.auto import NARROW, WIDE, operate, rand_augment, trivial_augment
-from mixer_finetune.data.augment.three import three_augment
 
 FILL = [10.0, 20.0, 30.0]
 

@@ -15,7 +15,8 @@ from mixer_finetune import MixerClassifier, UserError, load_backbone
 from mixer_finetune.backbones.preprocessing import Preprocessing, normalize
 from mixer_finetune.data.sampling import epoch_order
 from mixer_finetune.training.layers import choose_trained, layer_of
-from mixer_finetune.training.loss import Loss
+from mixer_finetune.training.losses import Loss
+from mixer_finetune.training.losses.settings import Settings
 from mixer_finetune.training.optimization import build_optimizer
 from mixer_finetune.training.sharpness import Sharpness
 from mixer_finetune.training.task import SINGLE_LABEL
@@ -292,8 +293,8 @@ def test_losses_are_those_of_their_papers(kind, smoothing):
     soft = targets if kind == "soft" else F.one_hot(targets, 5).double()
     soft = soft * (1 - smoothing) + smoothing / 5
 
-    def value(name, **more):
-        return float(Loss(SINGLE_LABEL, name, smoothing, **more)(logits, targets))
+    def value(name, weights=None, **more):
+        return float(Loss(SINGLE_LABEL, name, Settings(smoothing, **more), weights)(logits, targets))
 
     log_p = logits.log_softmax(-1)
     assert value("cross_entropy") == pytest.approx(float(-(soft * log_p).sum()), rel=1e-12)

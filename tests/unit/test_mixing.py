@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from mixer_finetune import ImageDataModule, UserError
+from mixer_finetune.augment import Augmentation
+from mixer_finetune.augment.mix import mix_batch, symmetric_beta
 from mixer_finetune.backbones import Preprocessing
-from mixer_finetune.data.augment import Augmentation
-from mixer_finetune.data.augment.mix import mix_batch, symmetric_beta
 from mixer_finetune.data.sampling import GlobalBatchSampler
 from mixer_finetune.randomness import MIX, uniform
-from mixer_finetune.training.loss import Loss
+from mixer_finetune.training.losses import Loss
 from mixer_finetune.training.task import SINGLE_LABEL
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 import mixer_finetune.images
 from mixer_finetune import ImageDataModule, UserError
+from mixer_finetune.augment import Augmentation, crop_boxes
 from mixer_finetune.backbones import Preprocessing
 from mixer_finetune.backbones.cropping import cut_out, evaluation_photo
-from mixer_finetune.data.augment import Augmentation, crop_boxes
 from mixer_finetune.data.batches import DecodedImages, _workers, usable_cores
 from mixer_finetune.images import BadImage, open_photo
 

@@ -10,8 +10,8 @@ from PIL import Image
 from timm.data import create_transform
 
 from mixer_finetune import UserError
-from mixer_finetune.backbones.cropping import evaluation_crop
-from mixer_finetune.backbones.preprocessing import Preprocessing, denormalize, evaluation_size, normalize
+from mixer_finetune.backbones.cropping import evaluation_crop, evaluation_size
+from mixer_finetune.backbones.preprocessing import Preprocessing, denormalize, normalize
 from mixer_finetune.images import decode, to_tensor
 
 

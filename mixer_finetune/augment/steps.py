@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mixer_finetune.augment.mix import DRAWS, mix_batch
+from mixer_finetune.augment.settings import Augmentation
+from mixer_finetune.augment.step import Step
 from mixer_finetune.backbones.preprocessing import Preprocessing, normalize
-from mixer_finetune.data.augment.mix import DRAWS, mix_batch
-from mixer_finetune.data.augment.settings import Augmentation
-from mixer_finetune.data.augment.step import Step
 from mixer_finetune.randomness import AUGMENT, MIX, uniform
 
 

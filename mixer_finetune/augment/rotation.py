@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixer_finetune.augment.step import Step, check_between
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.augment.step import Step, check_between
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixer_finetune.data.augment.step import check_between
+from mixer_finetune.augment.step import check_between
 
 DRAWS = 6  # uniform numbers of a sample: whether, which of the two, two for the share, and the box's centre
 

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mixer_finetune.augment.step import Step, check_between
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.augment.step import Step, check_between
 
 
 @dataclass(frozen=True)

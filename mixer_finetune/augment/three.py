@@ -8,8 +8,8 @@ import torch
 import torchvision.transforms.v2.functional as kernels
 from torch import Tensor
 
+from mixer_finetune.augment.step import Step
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.augment.step import Step
 
 _SIGMA = (0.1, 2.0)  # of the blur, in pixels
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mixer_finetune.augment.auto import RandAugment, TrivialAugment
+from mixer_finetune.augment.color import ColorJitter
+from mixer_finetune.augment.crop import Crop
+from mixer_finetune.augment.erasing import RandomErasing
+from mixer_finetune.augment.flip import Flip
+from mixer_finetune.augment.mix import Mix
+from mixer_finetune.augment.rotation import Rotation
+from mixer_finetune.augment.step import Step
+from mixer_finetune.augment.three import ThreeAugment
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.augment.auto import RandAugment, TrivialAugment
-from mixer_finetune.data.augment.color import ColorJitter
-from mixer_finetune.data.augment.crop import Crop
-from mixer_finetune.data.augment.erasing import RandomErasing
-from mixer_finetune.data.augment.flip import Flip
-from mixer_finetune.data.augment.mix import Mix
-from mixer_finetune.data.augment.rotation import Rotation
-from mixer_finetune.data.augment.step import Step
-from mixer_finetune.data.augment.three import ThreeAugment
 
 
 # Read from the right, the steps in their order. Each class has options, may have `check`, and has `step`, which gives

@@ -8,11 +8,11 @@ float32; targets as the task has them; u (B, draws) uniform in [0, 1). One more 
 and its step, and that class's name among the bases of `settings.Augmentation`.
 """
 
-from mixer_finetune.data.augment.crop import crop_batch, crop_boxes, crop_shapes, mirror_boxes, place_crop
-from mixer_finetune.data.augment.rotation import rotate_batch
-from mixer_finetune.data.augment.settings import Augmentation
-from mixer_finetune.data.augment.step import Step
-from mixer_finetune.data.augment.steps import augment_batch, mix_samples
+from mixer_finetune.augment.crop import crop_batch, crop_boxes, crop_shapes, mirror_boxes, place_crop
+from mixer_finetune.augment.rotation import rotate_batch
+from mixer_finetune.augment.settings import Augmentation
+from mixer_finetune.augment.step import Step
+from mixer_finetune.augment.steps import augment_batch, mix_samples
 
 __all__ = [
     "Augmentation",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mixer_finetune.augment.step import Step
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.augment.step import Step
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import torchvision.transforms.v2.functional as kernels
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from mixer_finetune.augment.step import Step, check_between
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.data.augment.step import Step, check_between
 
 _LEVELS = 31
 _MOST_OPERATIONS = 8
