@@ -11,30 +11,35 @@ from collections.abc import Callable
 from mixer_finetune import __version__
 from mixer_finetune.errors import Interrupted, UserError
 
+# Commands whose options are Lightning's, in lightning.py; those that are a function in a file of their own, whose
+# signature has the options; and those that only list. Each with what it does, for the overview.
+_LIGHTNING = {
+    "fit": "fine-tune: fit --recipe digits [--recipe ddp] [--config mine.yaml] [--model.lr 0.01] ...\n"
+    "            complete an interrupted run: fit --resume RUN",
+    "validate": "metrics on the dev split:  validate RUN|CHECKPOINT [--data.source ...]",
+    "test": "metrics on the test split: test RUN|CHECKPOINT [--data.source ...]",
+}
+_FUNCTIONS = {
+    "predict": "classify images: predict RUN|CHECKPOINT|MODEL FOLDER|FILE ... [--output predictions.csv]",
+    "report": "write RUN/report.html again: report RUN [--output FILE]",
+    "export": "write a finished run's model for other runtimes: export RUN --format onnx|torch-export|safetensors",
+    "soup": "average several runs into one model: soup RUN RUN ... [--output FOLDER]",
+    "push": "put a finished run's model on the Hugging Face Hub: push RUN user/name [--private] [--dry_run]",
+}
+_LISTS = {
+    "recipes": "list, show, copy or validate recipes",
+    "backbones": "list or show architectures and their published weights",
+}
+COMMANDS = {**_LIGHTNING, **_FUNCTIONS, **_LISTS}
+_OVERVIEW = "\n".join(f"  {name:<9} {about}" for name, about in COMMANDS.items())
 USAGE = f"""mixer-finetune {__version__}: fine-tune MLP-Mixer image classifiers.
 
 usage: mixer-finetune COMMAND ...     (or: python -m mixer_finetune COMMAND ...)
 
-  fit       fine-tune: fit --recipe digits [--recipe ddp] [--config mine.yaml] [--model.lr 0.01] ...
-            complete an interrupted run: fit --resume RUN
-  validate  metrics on the dev split:  validate RUN|CHECKPOINT [--data.source ...]
-  test      metrics on the test split: test RUN|CHECKPOINT [--data.source ...]
-  predict   classify images: predict RUN|CHECKPOINT|MODEL FOLDER|FILE ... [--output predictions.csv]
-  report    write RUN/report.html again: report RUN [--output FILE]
-  export    write a finished run's model for other runtimes: export RUN --format onnx|torch-export|safetensors
-  soup      average several runs into one model: soup RUN RUN ... [--output FOLDER]
-  push      put a finished run's model on the Hugging Face Hub: push RUN user/name [--private] [--dry_run]
-  recipes   list, show, copy or validate recipes
-  backbones list or show architectures and their published weights
+{_OVERVIEW}
 
 Every command takes --help, and --debug to show the traceback of an error.
 To begin: mixer-finetune fit --recipe digits"""
-
-# Commands whose options are Lightning's, plain functions, and those that only list: module by command.
-_LIGHTNING = ("fit", "validate", "test")
-_FUNCTIONS = ("predict", "report", "export", "soup", "push")
-_LISTS = ("recipes", "backbones")
-COMMANDS = (*_LIGHTNING, *_FUNCTIONS, *_LISTS)
 # What others call a command.
 HABITS = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "val": "validate", "infer": "predict"}
 

@@ -16,18 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, LabelledFiles
 from mixer_finetune.errors import UserError
 
 # Of the formats that Pillow, or the plugins that come with it, decode; in any case.
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .avif .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .tga".split()
 )
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 _ROLES = {name: role for role, names in SPLIT_NAMES.items() for name in names}
+ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"))
 # Left behind by systems and editors; like hidden files never meant as data.
 _LITTER = frozenset(("__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "$recycle.bin", "@eadir"))
 _WHOLE = "train"  # what a folder without splits is called
@@ -102,26 +99,21 @@ def read_tree(root: str | Path) -> Tree:
 
 def _kind(name: str) -> str:
     suffix = os.path.splitext(name)[1].lower()
-    if suffix in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"):
+    if suffix in ARCHIVES:
         return "archives"
     return f"{suffix} files" if suffix else "files without a suffix"
 
 
-@dataclass(frozen=True)
-class LabelledFiles:
-    """Image files, sorted into splits and classes.
+def read_folder(asked: Asked) -> LabelledFiles | None:
+    """The images of a folder by split and class; None where it is no such folder.
 
-    Attributes:
-        root: Folder that their paths are relative to.
-        splits: By role ("train", "val", "test"): the split's name, and its images as (path, class).
-        kind: How they were found, for the user: "one class a folder".
-        left_out: What is not used, in a line for the user; empty where everything is.
+    Raises:
+        UserError: As `read_image_folder`.
     """
-
-    root: str
-    splits: dict[str, tuple[str, list[tuple[str, str]]]]
-    kind: str
-    left_out: str
+    path = asked.path
+    if path is None or not path.is_dir() or asked.source in BUNDLED:
+        return None
+    return read_image_folder(path, asked.splits)
 
 
 def read_image_folder(root: str | Path, chosen: Mapping[str, str | None] | None = None) -> LabelledFiles | None:
@@ -153,7 +145,7 @@ def read_image_folder(root: str | Path, chosen: Mapping[str, str | None] | None 
             _refuse_one_folder(shown, *next(iter(tops.items())))
         labelled = [(path, path.partition("/")[0]) for path in tree.images if "/" in path]
         splits = {role: (_WHOLE, labelled) for role in whole or {"train"}}
-        return LabelledFiles(str(root), splits, _KIND, summary(tree.left_out))
+        return LabelledFiles(shown, str(root), splits, _KIND, summary(tree.left_out))
 
     splits = {}
     for role, top in roles.items():
@@ -172,7 +164,7 @@ def read_image_folder(root: str | Path, chosen: Mapping[str, str | None] | None 
             )
     for top in set(tops) - set(roles.values()):
         tree.left_out |= dict.fromkeys(tops[top], f"images in {printable(top)}/, which is no split's name")
-    return LabelledFiles(str(root), splits, _KIND, summary(tree.left_out))
+    return LabelledFiles(shown, str(root), splits, _KIND, summary(tree.left_out))
 
 
 def _roles(root: str, tops: dict[str, list[str]], named: dict[str, str]) -> dict[str, str] | None:

@@ -1,4 +1,6 @@
-"""Data sets of the Hub, at one commit: whole files from the network, or the tables that an earlier run prepared.
+"""Data sets of the Hub, at one commit: whole files from the network, or what an earlier run left in the cache.
+
+Folders of images are read as folders on this machine are; all else by `datasets`.
 
 `datasets.load_dataset` alone fails at one 503, takes damaged files as good, and when the Hub does not answer, or
 offline, silently gives the tables that were prepared last, whatever the revision asked for.
@@ -6,32 +8,59 @@ offline, silently gives the tables that were prepared last, whatever the revisio
 
 from __future__ import annotations
 
+import json
+import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mixer_finetune.data.folders import ARCHIVES, is_image, read_image_folder
+from mixer_finetune.data.parquet import readable
+from mixer_finetune.data.reading import Asked, LabelledFiles, Tables
 from mixer_finetune.errors import UserError
+from mixer_finetune.files import write_atomically
 from mixer_finetune.hub.progress import paced
-from mixer_finetune.hub.read import fetch, hub_errors, warn_of_cache
+from mixer_finetune.hub.read import fetch, hub_errors, is_repo_id, warn_of_cache
 from mixer_finetune.hub.retry import is_transient, retried
 
 DOWNLOADS_AT_ONCE = 8
 
 
-def load_hub_tables(repo_id: str, config: str | None, revision: str | None) -> tuple[Any, str]:
-    """All splits of a data set as a dict of tables, and their commit.
-
-    Args:
-        repo_id: `user/name`.
-        config: Configuration, where there are several.
-        revision: Branch, tag or commit.
+def read_hub(asked: Asked) -> Tables | LabelledFiles | None:
+    """All splits of a data set of the Hub; None for what is no id of one.
 
     Raises:
         UserError: As `hub_errors` says, or the files arrive damaged.
     """
+    repo_id = str(asked.source)
+    if asked.path is None or not is_repo_id(repo_id):
+        return None
+    with readable(repo_id):
+        found, commit = _load(repo_id, asked.config, asked.revision or "main")
+    if isinstance(found, Path):
+        files = read_image_folder(found, asked.splits)
+        if files is None:
+            raise UserError(f"'{repo_id}' has no images in folders, one a class", option="source")
+        return replace(files, name=repo_id, commit=commit)
+    if not len(found):
+        raise UserError(f"'{repo_id}' holds no data", option="source")
+    return Tables(repo_id, found, commit, _caches())
+
+
+def _caches() -> list[str]:
+    """Where the Hub's clients put files."""
+    import datasets
+    from huggingface_hub import constants
+
+    caches = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    return [os.path.realpath(cache) for cache in caches]
+
+
+def _load(repo_id: str, config: str | None, revision: str) -> tuple[Any, str]:
+    """All splits as a dict of tables, or the folder of their images; and the commit."""
     from huggingface_hub import constants, errors
 
-    revision = revision or "main"
     with hub_errors(repo_id, "dataset", "source"):
         if constants.HF_HUB_OFFLINE:
             return _from_cache(repo_id, config, revision)
@@ -47,6 +76,8 @@ def load_hub_tables(repo_id: str, config: str | None, revision: str | None) -> t
                 raise error  # noqa: B904  (with its own cause, which says why the Hub can't be reached)
             warn_of_cache(error, repo_id, revision)
             return found
+        if (images := _image_folder(repo_id, builder, commit)) is not None:
+            return images, commit
         if not Path(builder.cache_dir).is_dir():
             _fetch_files(repo_id, builder, commit)
         retried(builder.download_and_prepare)
@@ -76,14 +107,54 @@ def _fetch_files(repo_id: str, builder: Any, commit: str) -> None:
     """Bring the repository's data files into the cache, each checked, where the builder will find them."""
     prefix = f"hf://datasets/{repo_id}@{commit}/"
     files = {file for split in (builder.config.data_files or {}).values() for file in split if file.startswith(prefix)}
+    _fetch(repo_id, sorted(file.removeprefix(prefix) for file in files), commit)
+
+
+def _fetch(repo_id: str, files: list[str], commit: str) -> None:
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-        fetched = pool.map(lambda file: fetch(repo_id, "dataset", file.removeprefix(prefix), commit), sorted(files))
+        fetched = pool.map(lambda file: fetch(repo_id, "dataset", file, commit), files)
         for _ in paced(fetched, len(files), f"downloading the files of {repo_id}"):
             pass
 
 
+def _image_folder(repo_id: str, builder: Any, commit: str) -> Path | None:
+    """The folder of a repository's images, brought into the cache; None where the repository is not just that.
+
+    `datasets` finds splits anywhere in a path, in lower case only, and drops what lies too deep.
+    """
+    from huggingface_hub import HfApi
+
+    if builder.name != "imagefolder" and not type(builder).__module__.endswith("imagefolder"):
+        return None
+    files = retried(lambda: HfApi().list_repo_files(repo_id, repo_type="dataset", revision=commit))
+    suffixes = {PurePosixPath(file).suffix.lower() for file in files}
+    if suffixes & ARCHIVES or any(PurePosixPath(file).name.startswith("metadata.") for file in files):
+        return None  # which `datasets` opens
+    images = sorted(file for file in files if is_image(file))
+    folder = _snapshot(repo_id, commit)
+    _fetch(repo_id, images, commit)
+    # What says offline that all files are there.
+    write_atomically(_list_of(repo_id, commit), lambda path: path.write_text(json.dumps(images), encoding="utf-8"))
+    return folder
+
+
+def _snapshot(repo_id: str, commit: str) -> Path:
+    from huggingface_hub import constants, file_download
+
+    name = file_download.repo_folder_name(repo_id=repo_id, repo_type="dataset")
+    return Path(constants.HF_HUB_CACHE) / name / "snapshots" / commit
+
+
+def _list_of(repo_id: str, commit: str) -> Path:
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HOME) / "mixer_finetune" / "image_folders"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{repo_id.replace('/', '--')}--{commit}.json"
+
+
 def _from_cache(repo_id: str, config: str | None, revision: str) -> tuple[Any, str]:
-    """The tables that an earlier run prepared of the commit that the cache knows for a revision, and the commit.
+    """What an earlier run left of the commit that the cache knows for a revision, as `_load` gives it.
 
     Raises:
         UserError: Several configurations are prepared, and none is chosen.
@@ -100,6 +171,10 @@ def _from_cache(repo_id: str, config: str | None, revision: str) -> tuple[Any, s
             dataset_name=repo_id.split("/")[1], repo_id=repo_id, config_name=config, version="0.0.0", hash=commit
         )
 
+    if _list_of(repo_id, commit).is_file():
+        images, folder = json.loads(_list_of(repo_id, commit).read_text(encoding="utf-8")), _snapshot(repo_id, commit)
+        if all((folder / image).is_file() for image in images):
+            return folder, commit
     folder = Path(cached("default").cache_dir).parents[2]
     configs = sorted(path.parent.parent.name for path in folder.glob(f"*/0.0.0/{commit}"))
     if config is None and len(configs) > 1:

@@ -9,9 +9,7 @@ Images stay undecoded until a worker needs them.
 from __future__ import annotations
 
 import difflib
-import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,22 @@ from numpy.typing import NDArray
 
 from mixer_finetune.data import columns as _columns
 from mixer_finetune.data.classes import in_order, match_classes
-from mixer_finetune.data.folders import SPLIT_NAMES, FileRecords, LabelledFiles, printable, read_image_folder
-from mixer_finetune.data.hub_tables import load_hub_tables
-from mixer_finetune.data.tables import METADATA, TABLE_SUFFIXES, has_labels, labelled_files, of_paths, read_columns
+from mixer_finetune.data.folders import FileRecords, printable, read_folder
+from mixer_finetune.data.hub_tables import read_hub
+from mixer_finetune.data.objects import read_objects
+from mixer_finetune.data.parquet import read_parquet
+from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, LabelledFiles, Tables
+from mixer_finetune.data.tables import read_table
 from mixer_finetune.errors import UserError
-from mixer_finetune.hub.read import is_repo_id
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-BUNDLED = ("digits",)
+# Each gives files by class, or tables; None where what is asked for is none of its own. The first that does not counts.
+_READERS: tuple[Callable[[Asked], LabelledFiles | Tables | None], ...] = (
+    read_objects,
+    read_table,
+    read_folder,
+    read_parquet,
+    read_hub,
+)
 
 
 @dataclass(frozen=True)
@@ -119,13 +125,26 @@ def open_source(
     Raises:
         UserError: There is no such data set, column or split, or labels are missing.
     """
-    given = isinstance(source, str | Path)
-    name = printable(str(source)) if given else _kind(source)
-    files = _files(source, splits or {}, image_column, label_column, image_root) if given else None
-    if files is not None:
-        return _of_files(name, files, _license(str(source), None))
-    tables, commit = _load(name, config, revision) if given else (_tables(source), None)
-    roles = _split_roles(tables, splits or {})
+    asked = Asked(source, config, revision, splits or {}, image_column, label_column, image_root)
+    for read in _READERS:
+        if (found := read(asked)) is not None:
+            break
+    else:
+        near = difflib.get_close_matches(str(source), BUNDLED, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(
+            f"there is no data '{source}'{hint}: expected a folder, a table (.csv, .tsv, .jsonl, .parquet), a Hub id "
+            f"(user/name) or the bundled {BUNDLED[0]}",
+            option="source",
+        )
+    return _of_files(found, asked) if isinstance(found, LabelledFiles) else _of_tables(found, asked)
+
+
+def _of_tables(read: Tables, asked: Asked) -> Source:
+    """Tables with their columns and class numbers found out."""
+    name, tables, splits = read.name, read.tables, asked.splits
+    image_column, label_column = asked.image_column, asked.label_column
+    roles = _split_roles(tables, splits)
     features = next(iter(tables.values())).features
     images = _columns.image_column(features, image_column)
     labels = _columns.label_column(features, label_column)
@@ -136,7 +155,7 @@ def open_source(
         table = tables[split]
         if len(table) == 0:
             raise UserError(f"the split '{split}' of {name} is empty", advice=f"choose another with {{{role}_split}}")
-        if given and (outside := _columns.files_outside(table, images, _own_folders(source))):
+        if read.folders is not None and (outside := _columns.files_outside(table, images, read.folders)):
             raise UserError(
                 f"{len(outside):,} images of split '{split}' of {name} are files outside of it (the first is "
                 f"{printable(outside[0])}), which are not read",
@@ -160,34 +179,11 @@ def open_source(
         found[role] = Split(split, _columns.undecoded(table, images), images, numbers, np.arange(len(numbers)))
     shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
     description = f"{name}: images in '{images}', labels in '{labels}' ({len(class_names)} classes), {shown}"
-    return Source(name, description, class_names, found, commit, _license(name, commit) if given else None)
+    license = None if asked.path is None else _license(asked, read.commit)
+    return Source(name, description, class_names, found, read.commit, license)
 
 
-def _files(
-    source: str | Path,
-    splits: Mapping[str, str | None],
-    image_column: str | None,
-    label_column: str | None,
-    image_root: str | Path | None,
-) -> LabelledFiles | None:
-    """The image files of a folder or a table of paths; None for what `datasets` reads."""
-    path = Path(source).expanduser()
-    wanted: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "chosen": splits}
-    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        if path.suffix.lower() == ".parquet" and not of_paths(path, image_column):
-            return None
-        root = Path(image_root).expanduser() if image_root is not None else path.parent
-        inside = path.suffix.lower() == ".parquet"  # which one does not look into, unlike a text
-        return labelled_files(read_columns(path), root, table=printable(str(path)), inside=inside, **wanted)
-    if not path.is_dir() or source in BUNDLED:
-        return None
-    for metadata in (path / name for name in METADATA):
-        if metadata.is_file() and has_labels(columns := read_columns(metadata)):
-            return labelled_files(columns, path, table=printable(str(metadata)), **wanted)
-    return read_image_folder(path, splits)
-
-
-def _of_files(name: str, files: LabelledFiles, license: str | None) -> Source:
+def _of_files(files: LabelledFiles, asked: Asked) -> Source:
     """Labelled files with class numbers, those of the training split first."""
     label_names: list[str] | None = None
     found = {}
@@ -203,116 +199,20 @@ def _of_files(name: str, files: LabelledFiles, license: str | None) -> Source:
         found[role] = Split(split, records, records.column, classes, np.arange(len(paths)))
     assert label_names is not None
     shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
-    description = f"{name}: {files.kind} ({len(label_names)} classes), {shown}"
+    description = f"{files.name}: {files.kind} ({len(label_names)} classes), {shown}"
     if files.left_out:
         description += f"; left out: {files.left_out}"
     names = [printable(label) for label in label_names]
-    return Source(name, description, names, found, None, license)
+    return Source(files.name, description, names, found, files.commit, _license(asked, files.commit))
 
 
-def _own_folders(source: str | Path) -> list[str]:
-    """Where a data set's own files are: its folder, or the caches of the Hub's clients."""
-    path = ASSETS / source if source in BUNDLED else Path(source).expanduser()
-    if path.exists():
-        return [os.path.realpath(path if path.is_dir() else path.parent)]
-    import datasets
-    from huggingface_hub import constants
-
-    caches = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
-    return [os.path.realpath(cache) for cache in caches]
-
-
-def _kind(source: Any) -> str:
-    import datasets
-
-    if isinstance(source, datasets.Dataset | datasets.DatasetDict):
-        return f"datasets.{type(source).__name__}"
-    if isinstance(source, Mapping) or _is_pair(source):
-        return "lists of paths"
-    raise UserError(
-        f"a {type(source).__name__} is no source of data",
-        option="source",
-        choices="a path, a Hub id, a datasets.Dataset or DatasetDict, or (paths, labels)",
-    )
-
-
-def _is_pair(source: Any) -> bool:
-    return isinstance(source, tuple) and len(source) == 2 and not isinstance(source[0], str)
-
-
-def _tables(source: Any) -> Mapping[str, Any]:
-    """All splits of a Python object as tables."""
-    import datasets
-
-    if isinstance(source, datasets.Dataset):
-        return {"train": source}
-    if isinstance(source, datasets.DatasetDict):
-        return dict(source)
-    pairs = source if isinstance(source, Mapping) else {"train": source}
-    return {split: _table_of_files(*pair) for split, pair in pairs.items()}
-
-
-def _table_of_files(paths: Any, labels: Any) -> Any:
-    import datasets
-
-    paths, labels = [str(path) for path in paths], list(labels)
-    if len(paths) != len(labels):
-        raise UserError(f"{len(paths)} paths but {len(labels)} labels: expected one label a path")
-    table = datasets.Dataset.from_dict({"image": paths, "label": labels})
-    return table.cast_column("image", datasets.Image(decode=False))
-
-
-def _load(source: str, config: str | None, revision: str | None) -> tuple[Any, str | None]:
-    """All splits as a dict of tables, and the commit of a Hub data set."""
-    import datasets
-
-    datasets.config.USE_PARQUET_EXPORT = False  # or other hosts are asked
-    datasets.disable_progress_bars()
-    path = ASSETS / source if source in BUNDLED else Path(source).expanduser()
-    commit = None
-    try:
-        if path.is_dir():
-            tables = datasets.load_dataset(str(path), name=config)
-        elif path.is_file():
-            if path.suffix != ".parquet":
-                kinds = "a folder, a table (.csv, .tsv, .jsonl, .parquet) or a Hub id"
-                raise UserError(f"{path} is no table of images", option="source", choices=kinds)
-            tables = datasets.load_dataset("parquet", data_files={"train": str(path)})
-        elif is_repo_id(source) and not source.startswith((".", "/", "~")):
-            tables, commit = load_hub_tables(source, config, revision)
-        else:
-            near = difflib.get_close_matches(source, BUNDLED, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(
-                f"there is no data '{source}'{hint}: expected a folder, a table, a Hub id (user/name) or the bundled "
-                f"{BUNDLED[0]}",
-                option="source",
-            )
-    except (
-        datasets.exceptions.DatasetNotFoundError,
-        datasets.exceptions.DataFilesNotFoundError,
-        datasets.exceptions.DatasetGenerationError,
-        datasets.exceptions.DatasetBuildError,
-        FileNotFoundError,
-        ValueError,
-    ) as error:
-        if empty := re.search(r'Instruction "(.+)" corresponds to no data', str(error)):
-            problem = f"the split '{empty[1]}' of {source} is empty; remove its files or add images"
-            raise UserError(problem) from error
-        problem = f"'{source}' can't be read as an image data set: {_cause(error)}"
-        raise UserError(problem, option="source") from error
-    if not len(tables):
-        raise UserError(f"'{source}' holds no data", option="source")
-    return tables, commit
-
-
-def _license(source: str, commit: str | None) -> str | None:
+def _license(asked: Asked, commit: str | None) -> str | None:
     """What the card in the data set's folder or repository says."""
     from huggingface_hub import metadata_load, try_to_load_from_cache
 
-    card: Any = (ASSETS / source if source in BUNDLED else Path(source).expanduser()) / "README.md"
+    card: Any = asked.path / "README.md" if asked.path else None
     if commit:
-        card = try_to_load_from_cache(source, "README.md", revision=commit, repo_type="dataset")
+        card = try_to_load_from_cache(str(asked.source), "README.md", revision=commit, repo_type="dataset")
     if not isinstance(card, str | Path) or not Path(card).is_file():
         return None
     try:
@@ -320,11 +220,6 @@ def _license(source: str, commit: str | None) -> str | None:
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
         return None  # a README that is no card
     return " ".join(stated) if isinstance(stated, list) else stated
-
-
-def _cause(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return " ".join(str(cause).split())[:300]
 
 
 def _split_roles(tables: Any, chosen: Mapping[str, str | None]) -> dict[str, str]:

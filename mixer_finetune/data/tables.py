@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mixer_finetune.data.columns import is_below
-from mixer_finetune.data.folders import SPLIT_NAMES, LabelledFiles, is_image, printable
+from mixer_finetune.data.folders import is_image, printable
+from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, LabelledFiles
 from mixer_finetune.errors import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -35,6 +36,27 @@ _LABELS = ("label", "class", "labels", "classname", "category", "target", "speci
 _SPLITS = ("split", "subset", "set", "partition", "fold")
 _ROLES = {name: role for role, names in SPLIT_NAMES.items() for name in names}
 Columns = Mapping[str, Sequence[str | None]]
+
+
+def read_table(asked: Asked) -> LabelledFiles | None:
+    """The image files that a table names, or `metadata.csv` in a folder; None where it is neither.
+
+    Raises:
+        UserError: As `labelled_files`.
+    """
+    path = asked.path
+    if path is None or asked.source in BUNDLED:
+        return None
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        inside = path.suffix.lower() == ".parquet"  # which one does not look into, unlike a text
+        if inside and not of_paths(path, asked.image_column):
+            return None
+        root = Path(asked.image_root).expanduser() if asked.image_root is not None else path.parent
+        return labelled_files(read_columns(path), root, asked, table=printable(str(path)), inside=inside)
+    for metadata in (path / name for name in METADATA):
+        if metadata.is_file() and has_labels(columns := read_columns(metadata)):
+            return labelled_files(columns, path, asked, table=printable(str(metadata)))
+    return None
 
 
 def read_columns(path: Path) -> dict[str, list[str | None]]:
@@ -107,11 +129,9 @@ def has_labels(columns: Columns) -> bool:
 def labelled_files(
     columns: Columns,
     root: Path,
+    asked: Asked,
     *,
     table: str,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    chosen: Mapping[str, str | None] | None = None,
     inside: bool = False,
 ) -> LabelledFiles:
     """The image files that a table names, with their classes.
@@ -119,19 +139,18 @@ def labelled_files(
     Args:
         columns: Of the table.
         root: Folder that its paths are relative to.
+        asked: Names of columns that are not usual ones, and values of the split column to use as "train", "val" and
+            "test".
         table: What to call the table.
-        image_column: Column of the paths, where its name is not a usual one.
-        label_column: Column of the labels, where its name is not a usual one.
-        chosen: Values of the split column to use as "train", "val" and "test".
         inside: Whether all files must lie below `root`.
 
     Raises:
         UserError: A column is missing or several could be meant, a file is not there, or labels are missing.
     """
-    images = _column(columns, image_column, "image_column", _IMAGES, _of_images(columns), table)
+    images = _column(columns, asked.image_column, "image_column", _IMAGES, _of_images(columns), table)
     splits = _usual(columns, _SPLITS)
     others = [name for name in columns if name not in (images, splits)]
-    labels = _column(columns, label_column, "label_column", _LABELS, others, table)
+    labels = _column(columns, asked.label_column, "label_column", _LABELS, others, table)
     if empty := [i for i, label in enumerate(columns[labels]) if label is None]:
         raise UserError(
             f"{len(empty):,} of {len(columns[labels]):,} rows of {table} have no '{labels}' (the first is row "
@@ -159,7 +178,7 @@ def labelled_files(
     if splits is None:
         found["train"] = ("train", pairs)
     else:
-        names = {value: role for role, value in (chosen or {}).items() if value is not None}
+        names = {value: role for role, value in asked.splits.items() if value is not None}
         for pair, value in zip(pairs, columns[splits], strict=True):
             role = names.get(value or "") or _ROLES.get((value or "").casefold())
             if role is None or (role in names.values() and names.get(value or "") != role):
@@ -171,7 +190,7 @@ def labelled_files(
                 raise UserError(f"{table} has no row of split '{name}'", option=f"{role}_split")
     left_out = ", ".join(f"{count:,} rows of split '{value}'" for value, count in left.items())
     kind = f"files in '{images}', labels in '{labels}'"
-    return LabelledFiles(str(root), found, kind, left_out)
+    return LabelledFiles(printable(str(asked.source)), str(root), found, kind, left_out)
 
 
 def _plain(name: str) -> str:

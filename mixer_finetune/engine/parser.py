@@ -25,7 +25,7 @@ from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mixer_finetune.data.module import ImageDataModule
-from mixer_finetune.data.sources import BUNDLED
+from mixer_finetune.data.reading import BUNDLED
 from mixer_finetune.engine.arguments import Arguments, take_apart, with_flags
 from mixer_finetune.engine.messages import parsing_error, unknown
 from mixer_finetune.engine.recipes import all_recipes

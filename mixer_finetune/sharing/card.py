@@ -12,7 +12,7 @@ from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import BUNDLED, VARIANTS
 from mixer_finetune.backbones.folder import beyond_timm
 from mixer_finetune.backbones.load import load_backbone
-from mixer_finetune.data.sources import BUNDLED as BUNDLED_DATA
+from mixer_finetune.data.reading import BUNDLED as BUNDLED_DATA
 from mixer_finetune.evaluation.measures import ConfusionMatrix, class_figures, most_confused
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.results import METRIC_NAMES, Results, metric_name, metric_text, options_of

@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from PIL import Image
 
 DIGITS = [str(digit) for digit in range(10)]
 TINY = (
@@ -87,6 +88,41 @@ def test_a_data_set_without_a_card_is_read(load, hub, digits):
     found = load(data="someone/bare")
     assert found["data"] == {"commit": bare.head.id, "images": {"train": 1438, "test": 359}}
     assert load(data="someone/bare", HF_HUB_OFFLINE="1") == found
+
+
+@pytest.fixture
+def pictures(hub):
+    """A repository of images in folders whose names would mislead: upper case, a class called after a split."""
+    files = {}
+    for split, images in (("Train", 4), ("TEST", 2)):
+        for i, name in enumerate(("train station", "Deep/er", "tests")):
+            for k in range(images):
+                png = io.BytesIO()
+                Image.new("RGB", (8, 8), (40 * i, 20 * k, len(split))).save(png, "PNG")
+                files[f"{split}/{name}/{k}.png"] = png.getvalue()
+    files["README.md"] = b"---\nlicense: cc0-1.0\n---\n"
+    files["notes.txt"] = b"by hand"
+    return hub.add_repository("dataset", "someone/pictures", files)
+
+
+def test_a_folder_of_images_on_the_hub_is_read_as_one_on_this_machine_is(load, pictures, tmp_path):
+    for path, content in pictures.head.files.items():
+        (tmp_path / "photos" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / path).write_bytes(content)
+    here = load(data=str(tmp_path / "photos"))["data"]
+    there = load(data="someone/pictures")
+    assert there["data"] == {"commit": pictures.head.id, "images": {"train": 12, "test": 6}}
+    assert here["images"] == there["data"]["images"]
+    assert load(data="someone/pictures", HF_HUB_OFFLINE="1") == there
+
+
+def test_offline_a_folder_of_images_is_whole_or_refused(load, pictures, tmp_path):
+    pictures.commit({"Train/tests/9.png": pictures.head.files["Train/tests/0.png"]})
+    home = {"HF_HOME": str(tmp_path)}
+    assert load(data="someone/pictures", **home)["data"]["images"] == {"train": 13, "test": 6}
+    (gone,) = (path for path in tmp_path.rglob("9.png") if "snapshots" in str(path))
+    gone.unlink()
+    assert_one_line(load(data="someone/pictures", HF_HUB_OFFLINE="1", **home), "is not in the cache")
 
 
 def test_configurations_are_kept_apart_offline(load, hub, digits):
