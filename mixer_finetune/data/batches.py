@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixer_finetune.augment import Augmentation, crop_shapes, place_crop
-from mixer_finetune.backbones.cropping import cut_out, evaluation_crop, evaluation_photo
-from mixer_finetune.backbones.preprocessing import Preprocessing, normalize
+from mixer_finetune.backbones.cropping import cut_out, evaluation_photo
+from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.decoded import decoded_pixels
 from mixer_finetune.data.sampling import MicroBatch
 from mixer_finetune.data.sources import Split
@@ -248,12 +248,6 @@ def batch_loader(
         pin_memory=torch.cuda.is_available(),
         begin=begin,
     )
-
-
-def evaluation_images(batch: Batch, preprocessing: Preprocessing) -> Tensor:
-    """A batch's images as the backbone takes them: (b, c, S, T) float32, unaugmented, normalised."""
-    images = batch.images if batch.cropped else evaluation_crop(batch.images, preprocessing)
-    return normalize(images, preprocessing)
 
 
 def _begin_worker(_: int) -> None:

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from mixer_finetune.augment import Augmentation, augment_batch, crop_batch, crop_boxes, mirror_boxes, mix_samples
+from mixer_finetune.augment import Augmentation
 from mixer_finetune.backbones.preprocessing import FITS, Preprocessing
-from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader, evaluation_images
+from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader
 from mixer_finetune.data.classes import match_classes
+from mixer_finetune.data.preparing import augmented, evaluation_images
 from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler
 from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.data.subsets import Subsets
@@ -374,28 +375,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     def prepare(self, batch: Batch, training: bool) -> Batch:
         """A batch of the loader, (b, c, H, W) uint8, to (b, c, S, T) float32, normalised; augmented for training."""
-        images, preprocessing = batch.images, self.preprocessing
         if not training:
-            return batch._replace(images=evaluation_images(batch, preprocessing))
-        mirrored = not batch.cropped and self.augmentation.flip
-        if not batch.cropped:
-            size, mode = preprocessing.image_size, preprocessing.crop_mode
-            height, width = images.shape[-2:]
-            boxes = crop_boxes(self.augmentation, self.seed, batch.epoch, batch.keys, height, width, size, mode)
-            if mirrored:
-                boxes = mirror_boxes(boxes, self.seed, batch.epoch, batch.keys)
-            images = crop_batch(images, boxes, size, preprocessing.interpolation)
-        steps, drawn_by = self.augmentation.steps(preprocessing, mirrored), (self.seed, batch.epoch, batch.keys)
-        images, labels = augment_batch(images, batch.labels, steps, preprocessing, *drawn_by)
-        if not batch.partner or not len(images):
-            return batch._replace(images=images, labels=labels)
-        images, labels = mix_samples(
-            images, labels, self.augmentation, self.num_classes, *drawn_by, unpaired=batch.unpaired
-        )
-        own = slice(1, None)
-        return batch._replace(
-            images=images, labels=labels, indices=batch.indices[own], keys=batch.keys[own], partner=False
-        )
+            return batch._replace(images=evaluation_images(batch, self.preprocessing))
+        return augmented(batch, self.augmentation, self.preprocessing, self.num_classes, self.seed)
 
     def gather_bad_images(self) -> None:
         """Let every process know what the others could not decode."""

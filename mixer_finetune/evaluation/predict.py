@@ -24,8 +24,9 @@ from torch import Tensor
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.preprocessing import denormalize
-from mixer_finetune.data.batches import DecodedImages, batch_loader, evaluation_images
+from mixer_finetune.data.batches import DecodedImages, batch_loader
 from mixer_finetune.data.folders import IMAGE_SUFFIXES, FileRecords, images_below, printable
+from mixer_finetune.data.preparing import evaluation_images
 from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.errors import UserError

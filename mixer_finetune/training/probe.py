@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixer_finetune.data.batches import batch_dataset, batch_loader, evaluation_images
+from mixer_finetune.data.batches import batch_dataset, batch_loader
+from mixer_finetune.data.preparing import evaluation_images
 from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.errors import UserError
 

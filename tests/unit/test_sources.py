@@ -124,7 +124,8 @@ def test_a_source_that_does_not_exist_or_holds_no_images_is_one_line(tmp_path):
 def test_evaluation_does_not_depend_on_whether_images_are_kept_in_memory(tmp_path):
     """The gathered batch and the workers' one are the same pixels, for images of the backbone's size."""
     from mixer_finetune.backbones import Preprocessing
-    from mixer_finetune.data.batches import DecodedImages, SmallImages, batch_dataset, evaluation_images
+    from mixer_finetune.data.batches import DecodedImages, SmallImages, batch_dataset
+    from mixer_finetune.data.preparing import evaluation_images
     from mixer_finetune.data.sampling import MicroBatch
 
     split = open_source(str(make_photos(tmp_path / "p", {"x": 3, "y": 3}, size=(32, 32)))).splits["train"]
