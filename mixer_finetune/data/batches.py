@@ -23,6 +23,7 @@ from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.decoded import decoded_pixels
 from mixer_finetune.data.sampling import MicroBatch
 from mixer_finetune.data.sources import Split
+from mixer_finetune.errors import UserError
 from mixer_finetune.images import MAX_PIXELS, BadImage, open_photo
 from mixer_finetune.memory import keep_freed_memory
 
@@ -47,6 +48,7 @@ class Batch(NamedTuple):
         bad: Positions of images that could not be decoded, each with its name and the reason.
         notes: What had to be assumed about pixels.
         partner: Whether the first sample is there only to be mixed into the second.
+        failed: Why the images can't be had at all; empty where they can.
         unpaired: Which of the others are mixed with nothing, since the one before could not be decoded.
     """
 
@@ -60,6 +62,7 @@ class Batch(NamedTuple):
     cropped: bool
     bad: tuple[tuple[int, str], ...]
     notes: tuple[str, ...] = ()
+    failed: str = ""
     partner: bool = False
     unpaired: tuple[int, ...] = ()
 
@@ -90,7 +93,22 @@ class DecodedImages(Dataset[Batch]):
         notes: list[str] = []
         if self.augmentation is not None:
             shapes = crop_shapes(self.augmentation, self.seed, micro.epoch, micro.keys).tolist()
-        for i, record in enumerate(self.split.image_records(micro.indices)):
+        try:
+            records = self.split.image_records(micro.indices)
+        except UserError as error:  # in a worker, out of which no error comes whole
+            return Batch(
+                images[:0],
+                _targets(self.split.labels[:0]),
+                micro.indices[:0],
+                micro.keys[:0],
+                micro.epoch,
+                micro.first,
+                micro.global_size,
+                cropped=True,
+                bad=(),
+                failed=str(error),
+            )
+        for i, record in enumerate(records):
             index = micro.indices[i : i + 1]
             name = f"{self.split.name}[{int(self.split.rows[index[0]])}]"
             into = images[len(good)]

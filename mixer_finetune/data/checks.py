@@ -36,8 +36,10 @@ def findings(splits: Mapping[str, Split], label_names: Sequence[str], crops: boo
     lines = []
     if "train" in splits:
         lines += _of_classes(splits["train"], label_names)
-        if crops:
+        if crops and not splits["train"].streamed:
             lines += _of_shapes(splits["train"])
+    if any(split.streamed for split in splits.values()):
+        return [*lines, "images are not compared with each other: they are streamed"]
     return lines + _of_copies(splits)
 
 

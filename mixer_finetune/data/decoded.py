@@ -39,6 +39,8 @@ def decoded_pixels(split: Split, preprocessing: Preprocessing) -> Tensor | None:
         None unless they have one size of at most `LARGEST_SIDE` px, no larger than the backbone's, can all be decoded,
         and there is room for them.
     """
+    if split.streamed:
+        return None
     try:
         first = open_photo(split.image_records(np.array([0]))[0], split.name)
     except BadImage:

@@ -48,6 +48,26 @@ def read_hub(asked: Asked) -> Tables | LabelledFiles | None:
     return Tables(repo_id, found, commit, _caches())
 
 
+def hub_parquet(repo_id: str, config: str | None, revision: str) -> tuple[dict[str, list[str]], str]:
+    """The parquet files of each split of a data set, as `hf://` paths, and the commit.
+
+    Raises:
+        UserError: As `hub_errors` says, or it is not made of parquet files.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("offline mode is on (HF_HUB_OFFLINE), and a stream needs the Hub", option="stream")
+    with readable(repo_id), hub_errors(repo_id, "dataset", "source"):
+        commit = _commit(repo_id, revision)
+        builder = retried(lambda: _builder(repo_id, config, commit))
+    files = {str(split): list(paths) for split, paths in (builder.config.data_files or {}).items()}
+    if not files or any(not path.endswith(".parquet") for paths in files.values() for path in paths):
+        problem = f"'{repo_id}' is not made of parquet files, so it can't be streamed"
+        raise UserError(problem, option="stream", choices="false")
+    return files, commit
+
+
 def _caches() -> list[str]:
     """Where the Hub's clients put files."""
     import datasets

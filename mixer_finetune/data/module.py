@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -21,6 +22,7 @@ from mixer_finetune.data.classes import match_classes
 from mixer_finetune.data.preparing import augmented, evaluation_images
 from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler
 from mixer_finetune.data.sources import Split, open_source
+from mixer_finetune.data.streaming import streamed_order
 from mixer_finetune.data.subsets import Subsets
 from mixer_finetune.errors import UserError, check_at_least
 from mixer_finetune.images import MAX_PIXELS
@@ -48,6 +50,9 @@ class ImageDataModule(pl.LightningDataModule):
             have none, one or several. A column of lists needs no separator.
         label_columns: Names of columns of 0 and 1, one a class, where an image may have several labels.
         image_root: Folder that a table's paths are relative to; the table's own when not given.
+        stream: Read the images of a Hub data set of parquet files while the run goes on, row group by row group.
+        stream_buffer: Images that are shuffled together, where they are streamed.
+        stream_cache_gb: Most gigabytes of a stream that are kept on the disk, for all processes of the machine.
         val_fraction: Share of train that is carved out, stratified, where there is no dev split; 0 for none.
         train_fraction: Share of what is left that is trained on, stratified.
         images_per_class: Most images of a class that are trained on (few-shot); all when not given.
@@ -101,6 +106,9 @@ class ImageDataModule(pl.LightningDataModule):
         label_separator: str | None = None,
         label_columns: list[str] | None = None,
         image_root: str | None = None,
+        stream: bool = False,
+        stream_buffer: int = 10_000,
+        stream_cache_gb: float = 10.0,
         val_fraction: float = 0.1,
         train_fraction: float = 1.0,
         images_per_class: int | None = None,
@@ -123,6 +131,9 @@ class ImageDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_at_least(1, batch_size=batch_size, micro_batch_size=micro_batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(1, stream_buffer=stream_buffer)
+        if not stream_cache_gb > 0:
+            raise UserError(f"stream_cache_gb must be above 0, got {stream_cache_gb}", option="stream_cache_gb")
         check_at_least(1, max_image_pixels=max_image_pixels, repeats=repeats)
         check_at_least(0, num_workers=num_workers)
         if fit is not None and fit not in FITS:
@@ -138,7 +149,10 @@ class ImageDataModule(pl.LightningDataModule):
         if repeats > 1 and sampling == "balanced":
             problem = "balanced sampling repeats images already, those of the smaller classes"
             raise UserError(problem, advice="leave out {repeats} or {sampling}")
-        self.sampling, self.repeats = sampling, repeats
+        if stream and sampling == "balanced":
+            problem = "balanced sampling takes images from anywhere, which a stream can't"
+            raise UserError(problem, advice="leave out {stream} or {sampling}")
+        self.sampling, self.repeats, self.stream_buffer = sampling, repeats, stream_buffer
         self.batch_size, self.micro_batch_size, self.eval_batch_size = batch_size, micro_batch_size, eval_batch_size
         self.augmentation = Augmentation(**augmentation)
         self.augmentation.check()
@@ -158,6 +172,8 @@ class ImageDataModule(pl.LightningDataModule):
             label_separator=label_separator,
             label_columns=label_columns,
             image_root=image_root,
+            stream=stream,
+            stream_cache_gb=stream_cache_gb,
         )
         self.source, self.revision, self.license = opened.name, opened.revision, opened.license
         self.label_names, self.description = opened.label_names, opened.description
@@ -166,6 +182,11 @@ class ImageDataModule(pl.LightningDataModule):
         if sampling == "balanced" and self.task == "multi_label":
             problem = "balanced sampling needs one label an image, and these have several"
             raise UserError(problem, option="sampling", choices="shuffled")
+        if stream and "train" in self.splits:
+            window = self.splits["train"].records.window_bytes(stream_buffer)
+            if window > stream_cache_gb * 1e9:
+                problem = f"{stream_buffer:,} shuffled images take about {window / 1e9:.2g} GB, more than the cache has"
+                raise UserError(problem, advice="raise {stream_cache_gb} or lower {stream_buffer}")
         self.evaluation_role = next((role for role in ("test", "val") if role in self.splits), None)
         self._datasets: dict[tuple[str, Preprocessing], Dataset[Batch]] = {}
         self._plan: tuple[Any, GlobalBatchSampler] | None = None
@@ -250,9 +271,19 @@ class ImageDataModule(pl.LightningDataModule):
         self, n: int, rank: int, world: int, accumulate: int, labels: NDArray[np.int64] | None = None
     ) -> GlobalBatchSampler:
         """Micro-batches of a device, so many to a step; arguments as for `GlobalBatchSampler`."""
-        mixes = self.augmentation.mixes
+        groups = self.require("train").groups
+        order = None if groups is None else partial(streamed_order, groups, self.seed, buffer=self.stream_buffer)
         return GlobalBatchSampler(
-            n, self.batch_size, self.seed, rank, world, accumulate, labels, self.repeats, partners=mixes
+            n,
+            self.batch_size,
+            self.seed,
+            rank,
+            world,
+            accumulate,
+            labels,
+            self.repeats,
+            partners=self.augmentation.mixes,
+            order=order,
         )
 
     @property
@@ -369,6 +400,8 @@ class ImageDataModule(pl.LightningDataModule):
         for note in set(getattr(batch, "notes", ())) - self._notes:
             self._notes.add(note)
             log.info(note)
+        if isinstance(batch, Batch) and batch.failed:
+            raise UserError(batch.failed)
         if isinstance(batch, Batch) and batch.bad:
             if self.on_bad_image == "error":
                 raise UserError(batch.bad[0][1], advice="remove it, or use {on_bad_image} skip")

@@ -30,6 +30,8 @@ class Asked:
         label_separator: What stands between several labels of an image in one cell.
         label_columns: Names of columns of 0 and 1, one a class, where an image has several labels.
         image_root: Folder that a table's paths are relative to.
+        stream: Whether to read images while the run goes on.
+        stream_cache_gb: Most gigabytes of them that are kept on the disk.
     """
 
     source: Any
@@ -41,6 +43,8 @@ class Asked:
     label_separator: str | None = None
     label_columns: Sequence[str] | None = None
     image_root: str | Path | None = None
+    stream: bool = False
+    stream_cache_gb: float = 10.0
 
     @property
     def path(self) -> Path | None:
@@ -84,9 +88,11 @@ class Tables:
         tables: By split.
         commit: Of a Hub data set.
         folders: Where files that a row names must lie; None where the user gave the rows.
+        streams: The images of each split, where the tables hold the labels alone.
     """
 
     name: str
     tables: Mapping[str, Any]
     commit: str | None = None
     folders: list[str] | None = None
+    streams: Mapping[str, Any] | None = None

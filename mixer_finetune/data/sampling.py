@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -120,6 +121,7 @@ class GlobalBatchSampler:
         repeats: How often a sample comes in a global batch (repeated augmentation, Hoffer et al. 2020); an epoch then
             has as many steps as ever, of fewer samples.
         partners: Whether each micro-batch begins with the sample before its own, to be mixed into them.
+        order: Gives the permutation of an epoch, (n,); `epoch_order` when not given.
 
     Raises:
         UserError: A global batch has fewer samples than there are shares.
@@ -136,7 +138,9 @@ class GlobalBatchSampler:
         labels: NDArray[np.int64] | None = None,
         repeats: int = 1,
         partners: bool = False,
+        order: Callable[[int], NDArray[np.int64]] | None = None,
     ) -> None:
+        self._order = order or partial(epoch_order, n, seed)
         self.labels, self.repeats, self.partners = labels, repeats, partners
         self.n, self.seed, self.rank, self.world_size, self.accumulate = n, seed, rank, world_size, accumulate
         self.steps = -(-n // batch_size)
@@ -182,7 +186,7 @@ class GlobalBatchSampler:
         if self.labels is not None:
             order = balanced_order(self.labels, self.seed, epoch)
             return order, order + _COPIES * _occurrence(order)
-        order = epoch_order(self.n, self.seed, epoch)
+        order = self._order(epoch)
         if self.repeats == 1:
             return order, order
         bounds = np.arange(self.steps + 1) * self.n // self.steps

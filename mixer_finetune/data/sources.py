@@ -26,11 +26,13 @@ from mixer_finetune.data.labels import indicators, rarest
 from mixer_finetune.data.objects import read_objects
 from mixer_finetune.data.parquet import read_parquet
 from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, LabelledFiles, Tables
+from mixer_finetune.data.streaming import read_stream
 from mixer_finetune.data.tables import read_table
 from mixer_finetune.errors import UserError
 
 # Each gives files by class, or tables; None where what is asked for is none of its own. The first that does not counts.
 _READERS: tuple[Callable[[Asked], LabelledFiles | Tables | None], ...] = (
+    read_stream,
     read_objects,
     read_table,
     read_folder,
@@ -64,6 +66,16 @@ class Split:
     def take(self, rows: NDArray[np.int64], name: str) -> Split:
         """The part of the split at those positions."""
         return replace(self, name=name, labels=self.labels[rows], rows=self.rows[rows])
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """Row group of each image, (n,), where they are streamed."""
+        return self.records.groups[self.rows] if self.streamed else None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images are fetched when they are needed."""
+        return getattr(self.records, "streamed", False)
 
     @property
     def several(self) -> bool:
@@ -133,6 +145,8 @@ def open_source(
     label_separator: str | None = None,
     label_columns: Sequence[str] | None = None,
     image_root: str | Path | None = None,
+    stream: bool = False,
+    stream_cache_gb: float = 10.0,
 ) -> Source:
     """Open a data set and find its image column, label column and splits.
 
@@ -148,6 +162,8 @@ def open_source(
         label_separator: What stands between several labels of an image in one cell.
         label_columns: Names of columns of 0 and 1, one a class.
         image_root: Folder that a table's paths are relative to; the table's own when not given.
+        stream: Whether to read the images of parquet files while the run goes on, and never all of them.
+        stream_cache_gb: Most gigabytes of them that are kept on the disk.
 
     Raises:
         UserError: There is no such data set, column or split, or labels are missing.
@@ -164,6 +180,8 @@ def open_source(
         label_separator,
         label_columns,
         image_root,
+        stream,
+        stream_cache_gb,
     )
     for read in _READERS:
         if (found := read(asked)) is not None:
@@ -184,7 +202,8 @@ def _of_tables(read: Tables, asked: Asked) -> Source:
     name, tables, splits = read.name, read.tables, asked.splits
     roles = _split_roles(tables, splits)
     features = next(iter(tables.values())).features
-    images = _columns.image_column(features, asked.image_column)
+    streams = read.streams
+    images = next(iter(streams.values())).column if streams else _columns.image_column(features, asked.image_column)
     labels, class_names, to_class = _columns.labels_of(tables, list(roles.values()), asked)
 
     found = {}
@@ -213,9 +232,11 @@ def _of_tables(read: Tables, asked: Asked) -> Source:
                 f"{len(class_names)} classes (the highest is {int(numbers.max())})",
                 advice="mend them or choose another {label_column}",
             )
-        found[role] = Split(split, _columns.undecoded(table, images), images, numbers, np.arange(len(numbers)))
+        records = streams[split] if streams else _columns.undecoded(table, images)
+        found[role] = Split(split, records, images, numbers, np.arange(len(numbers)))
     shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
-    description = f"{name}: images in '{images}', {labels} ({len(class_names)} classes), {shown}"
+    how = "streamed images" if streams else "images"
+    description = f"{name}: {how} in '{images}', {labels} ({len(class_names)} classes), {shown}"
     license = None if asked.path is None else _license(asked, read.commit)
     return Source(name, description, class_names, found, read.commit, license)
 

@@ -36,6 +36,7 @@ class Recorded:
         status: Of the reply; 0 where none was sent.
         authorized: Whether an Authorization header came with it.
         body: Of the request.
+        size: Bytes of the reply's body.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Recorded:
     status: int
     authorized: bool
     body: bytes
+    size: int
 
 
 class HubServer(HubApi):
@@ -107,7 +109,9 @@ class HubServer(HubApi):
         action = self.faults.take(request)
         response = action(lambda: self.answer(request)) if action else self.answer(request)
         authorized = "authorization" in request.headers
-        self.requests.append(Recorded(request.method, request.path, response.status, authorized, request.body))
+        self.requests.append(
+            Recorded(request.method, request.path, response.status, authorized, request.body, len(response.body))
+        )
         return response
 
 
