@@ -65,6 +65,7 @@ class LabelledFiles:
         kind: How they were found, for the user: "one class a folder".
         left_out: What is not used, in a line for the user; empty where everything is.
         commit: Of a Hub data set.
+        label_names: Of all classes in their order, also of those that no image has; None where only the labels tell.
     """
 
     name: str
@@ -73,6 +74,7 @@ class LabelledFiles:
     kind: str
     left_out: str
     commit: str | None = None
+    label_names: list[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -68,15 +68,114 @@ def test_labels_are_read_from_lists_texts_and_columns(folder):
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        ([("0.png", "1"), ("1.png", "2")], {"label_columns": ["x"]}, "column 'x' of .* holds '2' in row 2; expected 0"),
+        (
+            [("0.png", "1"), ("1.png", "2")],
+            {"label_columns": ["x"]},
+            "1 of 2 rows of .* have neither 0 nor 1 in 'x' .the first, row 2, has '2'",
+        ),
         ([("0.png", "1"), ("1.png", "0")], {"label_columns": ["y"]}, "no column 'y'.*use .*label_columns.* x"),
+        (
+            [("0.png", "1"), ("1.png", "")],
+            {"label_columns": ["x"]},
+            "1 of 2 rows .* in 'x' .the first, row 2, has ",
+        ),
+        ([("0.png", "1"), ("1.png", "0")], {"label_columns": ["x", "x"]}, "column 'x' is named twice"),
         ([("0.png", "a")], {"label_columns": ["x"], "label_separator": ","}, "columns of 0 and 1, or in one column"),
+        ([("0.png", "a")], {"label_separator": ""}, "an empty text can't stand between two labels"),
+        ([("0.png", ""), ("1.png", "")], {"label_separator": ","}, "no image of split 'train' .* has a label"),
         ([("0.png", "a"), ("1.png", "b")], {"label_separator": ",", "sampling": "balanced"}, "balanced sampling needs"),
     ],
 )
 def test_what_can_not_be_read_as_labels_is_refused(folder, rows, options, said):
     with pytest.raises(UserError, match=said):
         ImageDataModule(table(folder / "t.csv", ("file", "x"), rows), **options)
+
+
+def in_lists(folder, lists, kind=None):
+    paths = [str(folder / f) for f, _ in ROWS]
+    images = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    table = images.add_column("labels", lists)
+    if kind is None:
+        return table
+    features = table.features.copy()
+    features["labels"] = datasets.List(kind)
+    return datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features))  # without a check of its own
+
+
+@pytest.mark.parametrize(
+    ("lists", "names", "said"),
+    [
+        ([["a"], None, ["b"], [], ["a"]], None, "1 of 5 rows .* have no 'labels' .the first is row 2.; .* is \\[\\];"),
+        ([[0], [-1], [1], [0], [1]], None, "row 2 .* has -1 in 'labels'"),
+        ([[0], [-1], [1], [0], [1]], ["a", "b"], "row 2 .* has -1 in 'labels'; expected a list of names of its 2 cla"),
+        ([[0], [1], [1], [7], [1]], ["a", "b"], "row 4 .* has 7 in 'labels'"),
+        ([[0.5], [1.0], [1.0], [1.0], [1.0]], None, "row 1 .* has 0.5 in 'labels'"),
+        ([["a"], [None], ["b"], [], ["a"]], None, "row 2 .* has None in 'labels'"),
+        ([[1, 1, 0]] * 5, ["a", "b"], "lists of 0 and 1 in 'labels' have 3 items for 2 classes"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_refused(folder, lists, names, said):
+    with pytest.raises(UserError, match=said):
+        open_source(in_lists(folder, lists, names and datasets.ClassLabel(names=names)))
+
+
+def test_a_list_of_0_and_1_says_of_each_class_whether_it_is_there(folder):
+    """It is no list of the classes 0 and 1."""
+    paths = [str(folder / f) for f, _ in ROWS]
+    (folder / "h.jsonl").write_text(
+        "\n".join(json.dumps({"file": f, "labels": row}) for f, row in zip(paths, EXPECTED, strict=True))
+    )
+    named = in_lists(folder, EXPECTED, datasets.ClassLabel(names=NAMES))
+    made = [((paths, np.array(EXPECTED)), ["0", "1", "2"]), (folder / "h.jsonl", ["0", "1", "2"]), (named, NAMES)]
+    for source, names in made:
+        found = open_source(source)
+        assert found.label_names == names and found.splits["train"].labels.tolist() == EXPECTED
+        assert "lists of 3 times 0 or 1" in found.description
+    two = {"train": (paths, np.array(EXPECTED)[:, 1:]), "test": (paths[:1], np.array([[0, 1]]))}
+    assert open_source(two).splits["test"].labels.tolist() == [[0, 1]]  # as in train, though it could be both classes
+
+
+def test_columns_keep_their_order_and_a_class_that_no_image_has(folder):
+    header, rows = ("file", "z", "b", "a"), [(f"{i}.png", i % 2, 1, 0) for i in range(4)]
+    for path in (folder / "t.csv", folder / "metadata.csv"):
+        table(path, ("file_name", *header[1:]), rows)
+    for source in (folder / "t.csv", folder):
+        found = open_source(source, label_columns=["z", "b", "a"])
+        assert found.label_names == ["z", "b", "a"] and found.splits["train"].labels[1].tolist() == [1, 1, 0]
+    with pytest.raises(UserError, match=r"several that could be the label column: .*give label_columns \[z,b,a\]"):
+        open_source(folder / "t.csv")
+    with pytest.raises(UserError, match="1 of 3 classes have no training sample: a"):
+        ImageDataModule(folder / "t.csv", label_columns=["z", "b", "a"], val_fraction=0.0).require("train")
+
+
+def test_options_for_several_labels_are_not_ignored_where_an_image_has_one(folder):
+    for name in ("red", "blue"):
+        (folder / "photos" / name).mkdir(parents=True)
+        (folder / "0.png").rename(folder / "photos" / name / "0.png") if name == "red" else None
+        Image.new("RGB", (8, 8)).save(folder / "photos" / name / "1.png")
+    for options in ({"label_separator": ","}, {"label_columns": ["red"]}):
+        with pytest.raises(
+            UserError, match="a folder for each class, so that an image has one label; leave out label_"
+        ):
+            open_source(folder / "photos", **options)
+    with pytest.raises(UserError, match="'label' holds a class of each image"):
+        open_source("digits", label_separator=",")
+
+
+def test_a_test_split_without_labels_is_left_out_and_said(folder):
+    rows = [("0.png", "a;b", "train"), ("1.png", "b", "train"), ("2.png", "", "test"), ("3.png", "", "test")]
+    found = open_source(table(folder / "t.csv", ("file", "label", "split"), rows), label_separator=";")
+    assert set(found.splits) == {"train"} and "left out: test, no image of which has a label" in found.description
+
+
+def test_a_separator_that_no_cell_holds_is_said(folder):
+    found = open_source(
+        table(folder / "t.csv", ("file", "label"), [("0.png", "a"), ("1.png", "b")]), label_separator=";"
+    )
+    assert "between ';', which no image has two of" in found.description
+    numbers = datasets.Dataset.from_dict({"image": [str(folder / "0.png")] * 2, "label": [0, 1]})
+    found = open_source(numbers.cast_column("image", datasets.Image()), label_separator=",")
+    assert found.label_names == ["0", "1"]  # 0 is a label, and not none
 
 
 def test_classes_that_look_like_lists_are_said(folder):
