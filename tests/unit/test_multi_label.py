@@ -17,6 +17,7 @@ from mixer_finetune import ImageDataModule, MixerClassifier, UserError, load_bac
 from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.data.labels import rarest
 from mixer_finetune.data.sources import open_source
+from mixer_finetune.evaluation import label_measures
 from mixer_finetune.evaluation.label_measures import label_calibration_error, label_figures, label_intervals
 from mixer_finetune.evaluation.label_sets import LabelSets
 from mixer_finetune.training.losses import Loss
@@ -364,7 +365,7 @@ def test_predictions_are_read_as_they_were_written(tmp_path):
         LabelSets.read(tmp_path / "odd.csv", made.names)
 
 
-def test_figures_and_intervals_are_of_the_classes():
+def test_figures_and_intervals_are_of_the_classes(monkeypatch):
     found = label_sets()
     for i, figures in enumerate(label_figures(found)):
         labels, answers = found.labels[:, i], found.probabilities[:, i] >= 0.5
@@ -384,6 +385,12 @@ def test_figures_and_intervals_are_of_the_classes():
         low, high = intervals[name]
         assert low < float(value) < high and 0.03 < high - low < 0.3, name
     assert label_intervals(found) == intervals
+    with monkeypatch.context() as patch:  # whatever is drawn at once
+        patch.setattr(label_measures, "_DRAWN_AT_ONCE", 7)
+        for name, bounds in label_intervals(found).items():
+            assert bounds == pytest.approx(intervals[name], abs=1e-12), name
+        patch.setattr(label_measures, "_MOST_DRAWN", 99 * found.labels.size)
+        assert set(label_intervals(found)) == {"exact_match"}
     gaps = [(found.probabilities - found.labels)[(found.probabilities * 10).astype(int) == b] for b in range(10)]
     expected = sum(abs(gap.sum()) for gap in gaps) / found.labels.size
     assert label_calibration_error(found) == pytest.approx(expected)
@@ -399,5 +406,6 @@ def test_an_average_precision_of_images_drawn_twice_is_that_of_a_list_that_holds
         expected = average_precision(torch.from_numpy(found.probabilities[rows]), torch.from_numpy(found.labels[rows]))[
             c
         ]
-        area = _weighted_areas(found.probabilities[:, c], found.labels[:, c], counts)
+        order = np.argsort(-found.probabilities[:, c], kind="stable")
+        area = _weighted_areas(found.probabilities[order, c], found.labels[order, c], counts.T[order])
         assert float(area[0]) == pytest.approx(float(expected), abs=1e-6)
