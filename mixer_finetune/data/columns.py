@@ -150,6 +150,8 @@ def labels_of(
     import datasets
 
     features = next(iter(tables.values())).features
+    if asked.unlabelled:
+        return "no labels read", [""], lambda split: np.zeros(len(tables[split]), np.int64)
     if asked.label_columns:
         wanted = check_columns(asked.label_columns, list(features), "the data")
     else:

@@ -30,6 +30,7 @@ class Asked:
         label_separator: What stands between several labels of an image in one cell.
         label_columns: Names of columns of 0 and 1, one a class, where an image has several labels.
         image_root: Folder that a table's paths are relative to.
+        unlabelled: Whether images alone are wanted, so that a table needs no labels.
     """
 
     source: Any
@@ -41,6 +42,7 @@ class Asked:
     label_separator: str | None = None
     label_columns: Sequence[str] | None = None
     image_root: str | Path | None = None
+    unlabelled: bool = False
 
     @property
     def path(self) -> Path | None:

@@ -133,6 +133,7 @@ def open_source(
     label_separator: str | None = None,
     label_columns: Sequence[str] | None = None,
     image_root: str | Path | None = None,
+    unlabelled: bool = False,
 ) -> Source:
     """Open a data set and find its image column, label column and splits.
 
@@ -148,6 +149,7 @@ def open_source(
         label_separator: What stands between several labels of an image in one cell.
         label_columns: Names of columns of 0 and 1, one a class.
         image_root: Folder that a table's paths are relative to; the table's own when not given.
+        unlabelled: Whether images alone are wanted: labels of tables are neither asked for nor read.
 
     Raises:
         UserError: There is no such data set, column or split, or labels are missing.
@@ -165,6 +167,7 @@ def open_source(
         label_separator,
         label_columns,
         image_root,
+        unlabelled,
     )
     for read in _READERS:
         if (found := read(asked)) is not None:

@@ -195,6 +195,8 @@ def labelled_files(
 
 def _labels(columns: Columns, others: list[str], asked: Asked, table: str) -> tuple[str, list[Label], list[str] | None]:
     """Where the labels are, in words; of each row its label, or its labels; and the classes, where those are stated."""
+    if asked.unlabelled:
+        return "no labels read", [""] * len(next(iter(columns.values()))), None
     if asked.label_columns:
         wanted = check_columns(asked.label_columns, others, table)
         several = joined({name: columns[name] for name in wanted}, table)

@@ -127,7 +127,8 @@ def _weighted_areas(
     right, seen = gained.cumsum(0), weights.cumsum(0)[at]
     total = right[-1]
     areas: NDArray[np.float64] = (gained * right / np.maximum(seen, 1)).sum(0)
-    return np.divide(areas, total, out=np.full_like(areas, np.nan), where=total > 0)
+    areas /= np.where(total > 0, total, np.nan)
+    return areas
 
 
 def label_calibration_error(found: LabelSets) -> float:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from mixer_finetune.errors import UserError
 from mixer_finetune.training.metrics import ExactMatch, LabelF1, MacroF1, MeanAveragePrecision
 
 TOP_K = 5
@@ -32,6 +34,7 @@ class Task:
         monitor: The metric that tells better weights from worse ones; more is better.
         rows: (targets, probabilities (B, C)) to what is kept of each image for its predictions, as parts (B, columns).
         losses_allowed: Names of the losses that fit.
+        check: Raises a UserError for targets that are not the task's.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Task:
     monitor: str
     rows: Callable[[Tensor, Tensor], list[Tensor]]
     losses_allowed: tuple[str, ...]
+    check: Callable[[Tensor], None]
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -95,6 +99,18 @@ def _multilabel_metrics(classes: int) -> dict[str, Metric]:
     }
 
 
+def _check_distribution(targets: Tensor) -> None:
+    if targets.ndim == 2 and not torch.allclose(targets.float().sum(-1), targets.new_ones(()).float(), atol=1e-2):
+        problem = "the targets are (B, classes), and those of an image do not add up to 1, so it has not one label"
+        raise UserError(problem, option="task", choices="multi_label")
+
+
+def _check_of_each(targets: Tensor) -> None:
+    if targets.ndim != 2:
+        problem = f"targets of several labels an image are (B, classes) of 0 and 1, got {tuple(targets.shape)}"
+        raise UserError(problem, option="task", choices="single_label")
+
+
 # One label an image: targets are class numbers, (B,), or where training mixes images a distribution, (B, C).
 SINGLE_LABEL = Task(
     name="single_label",
@@ -106,6 +122,7 @@ SINGLE_LABEL = Task(
     monitor="accuracy",
     rows=_most_probable,
     losses_allowed=("cross_entropy", "binary", "focal", "logit_adjusted"),
+    check=_check_distribution,
 )
 
 # Several labels an image: targets are 0 or 1 for each class, (B, C), or where training mixes images between them.
@@ -119,5 +136,6 @@ MULTI_LABEL = Task(
     monitor="map",
     rows=lambda targets, probabilities: [targets, probabilities],
     losses_allowed=("cross_entropy", "binary"),
+    check=_check_of_each,
 )
 TASKS = {task.name: task for task in (SINGLE_LABEL, MULTI_LABEL)}

@@ -6,6 +6,7 @@ import json
 import datasets
 import lightning.pytorch as pl
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,12 @@ from mixer_finetune import ImageDataModule, MixerClassifier, UserError, load_bac
 from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.data.labels import rarest
 from mixer_finetune.data.sources import open_source
+from mixer_finetune.data.subsets import _first_of_each
 from mixer_finetune.evaluation import label_measures
+from mixer_finetune.evaluation.kinds import KINDS
 from mixer_finetune.evaluation.label_measures import label_calibration_error, label_figures, label_intervals
 from mixer_finetune.evaluation.label_sets import LabelSets
+from mixer_finetune.evaluation.predict import Predictor, file_split, source_split, write_predictions
 from mixer_finetune.training.losses import Loss
 from mixer_finetune.training.losses.settings import Settings
 from mixer_finetune.training.metrics import ExactMatch, LabelF1, MeanAveragePrecision, average_precision
@@ -409,3 +413,67 @@ def test_an_average_precision_of_images_drawn_twice_is_that_of_a_list_that_holds
         order = np.argsort(-found.probabilities[:, c], kind="stable")
         area = _weighted_areas(found.probabilities[order, c], found.labels[order, c], counts.T[order])
         assert float(area[0]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_few_shot_takes_the_first_images_of_each_class():
+    generator = np.random.default_rng(0)
+    labels = (generator.random((400, 12)) < np.geomspace(0.5, 0.01, 12)).astype(np.uint8)
+    chosen = {each: set(_first_of_each(labels, each, 0).tolist()) for each in (1, 5, 20)}
+    assert chosen[1] < chosen[5] < chosen[20]  # more hold all that fewer hold
+    for each, rows in chosen.items():
+        counts = labels[sorted(rows)].sum(0)
+        assert (counts >= np.minimum(each, labels.sum(0))).all() and len(rows) <= 13 * each
+    assert set(_first_of_each(labels, 5, 1).tolist()) != chosen[5]
+
+
+def test_the_base_rates_are_what_a_model_must_beat():
+    found = label_sets()
+    share = torch.from_numpy(found.labels).double().mean(0)
+    expected = F.binary_cross_entropy(share.expand(120, 4), torch.from_numpy(found.labels).double(), reduction="none")
+    assert KINDS["multi_label"].guessing(4, found) == pytest.approx(float(expected.sum(1).mean()))
+
+
+@pytest.mark.parametrize(
+    ("task", "targets", "said"),
+    [
+        (None, [[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]], "do not add up to 1, so it has not one label; use task multi_label"),
+        ("multi_label", [0, 1], r"several labels an image are \(B, classes\) of 0 and 1, got \(2,\)"),
+    ],
+)
+def test_targets_of_the_other_task_are_refused(task, targets, said):
+    loader = DataLoader(TensorDataset(torch.randn(2, 3, 32, 32), torch.tensor(targets)), batch_size=2)
+    with pytest.raises(UserError, match=said):
+        trainer().fit(MixerClassifier("mixer_nano_32", label_names=NAMES, task=task), loader)
+
+
+def test_a_model_of_several_labels_is_not_taken_for_one_of_one_label(tmp_path):
+    model = MixerClassifier("mixer_nano_32", label_names=NAMES, task="multi_label").assembled()
+    save_model_folder(tmp_path / "model", model, NAMES)
+    with pytest.raises(UserError, match="the model was trained for multi_label, not for single_label"):
+        MixerClassifier(str(tmp_path / "model"), task="single_label").check_trained_task()
+
+
+def test_images_to_predict_need_no_labels(folder):
+    header = ("file", *NAMES, "split")
+    rows = [(f, "", "", "", "test") for f, _ in ROWS]
+    assert len(source_split(str(table(folder / "t.csv", header, rows)), "test")) == 5
+    hidden = datasets.DatasetDict({"train": in_lists(folder, [["a"]] * 5), "test": in_lists(folder, [None] * 5)})
+    assert set(open_source(hidden, unlabelled=True).splits) == {"train", "test"}
+
+
+def test_rows_of_predict_hold_lists_where_the_format_has_them(folder):
+    model = MixerClassifier("mixer_nano_32", label_names=NAMES, task="multi_label").assembled()
+    with torch.no_grad():
+        model.head.bias.copy_(torch.tensor([3.0, -3.0, 2.0]))
+    predictor = Predictor(model.eval(), torch.device("cpu"), top_k=2)
+    for suffix in ("csv", "jsonl", "parquet"):
+        target = folder / f"found.{suffix}"
+        assert not write_predictions(predictor, file_split([str(folder / "0.png")]), target)
+        if suffix == "csv":
+            with open(target, newline="") as file:
+                found = json.loads(next(csv.DictReader(file))["labels"])
+        elif suffix == "jsonl":
+            found = json.loads(target.read_text())["labels"]
+        else:
+            found = pyarrow.parquet.read_table(target).to_pylist()[0]["labels"]
+        assert found == ["bird", "dog"], suffix
