@@ -34,6 +34,7 @@ class Task:
         monitor: The metric that tells better weights from worse ones; more is better.
         rows: (targets, probabilities (B, C)) to what is kept of each image for its predictions, as parts (B, columns).
         losses_allowed: Names of the losses that fit.
+        loss_form: Which function of their files is the task's.
         check: Raises a UserError for targets that are not the task's.
     """
 
@@ -46,6 +47,7 @@ class Task:
     monitor: str
     rows: Callable[[Tensor, Tensor], list[Tensor]]
     losses_allowed: tuple[str, ...]
+    loss_form: str
     check: Callable[[Tensor], None]
 
 
@@ -122,6 +124,7 @@ SINGLE_LABEL = Task(
     monitor="accuracy",
     rows=_most_probable,
     losses_allowed=("cross_entropy", "binary", "focal", "logit_adjusted"),
+    loss_form="per_image",
     check=_check_distribution,
 )
 
@@ -135,7 +138,8 @@ MULTI_LABEL = Task(
     metrics=_multilabel_metrics,
     monitor="map",
     rows=lambda targets, probabilities: [targets, probabilities],
-    losses_allowed=("cross_entropy", "binary"),
+    losses_allowed=("cross_entropy", "binary", "focal"),
+    loss_form="of_each_class",
     check=_check_of_each,
 )
 TASKS = {task.name: task for task in (SINGLE_LABEL, MULTI_LABEL)}

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelExactMatch, MultilabelF1Score
+from torchvision.ops import sigmoid_focal_loss
 
 from mixer_finetune import ImageDataModule, MixerClassifier, UserError, load_backbone
 from mixer_finetune.backbones.folder import save_model_folder
@@ -27,6 +28,7 @@ from mixer_finetune.evaluation.predict import Predictor, file_split, source_spli
 from mixer_finetune.training.losses import Loss
 from mixer_finetune.training.losses.settings import Settings
 from mixer_finetune.training.metrics import ExactMatch, LabelF1, MeanAveragePrecision, average_precision
+from mixer_finetune.training.probe import fit_probe
 from mixer_finetune.training.task import MULTI_LABEL
 
 ROWS = [("0.png", ["cat"]), ("1.png", ["cat", "dog"]), ("2.png", []), ("3.png", ["bird", "dog"]), ("4.png", ["dog"])]
@@ -250,10 +252,8 @@ def test_the_loss_is_a_sigmoid_for_each_class_summed_over_classes(name):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"loss": "focal"}, "the focal loss needs one label an image"),
         ({"loss": "logit_adjusted"}, "the logit-adjusted loss needs one label"),
         ({"class_weights": "balanced"}, "class weights need one label an image"),
-        ({"head": "probe"}, "a probe needs one label an image"),
         ({"task": "single_label"}, "the model is single_label, but the data is multi_label"),
     ],
 )
@@ -477,3 +477,33 @@ def test_rows_of_predict_hold_lists_where_the_format_has_them(folder):
         else:
             found = pyarrow.parquet.read_table(target).to_pylist()[0]["labels"]
         assert found == ["bird", "dog"], suffix
+
+
+def test_the_focal_loss_is_torchvisions():
+    logits, labels = scores_and_labels(20)
+    expected = sigmoid_focal_loss(logits, labels, alpha=-1, gamma=1.5, reduction="sum")
+    assert torch.allclose(Loss(MULTI_LABEL, "focal", Settings(focal_gamma=1.5))(logits, labels), expected, rtol=1e-5)
+    plain = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    assert torch.allclose(Loss(MULTI_LABEL, "focal", Settings(focal_gamma=0.0))(logits, labels), plain, rtol=1e-5)
+
+
+def test_a_probe_of_several_labels_is_scikit_learns_ridge_with_the_best_scale():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 5))
+    y = (x @ generator.normal(size=(5, 3)) + generator.normal(size=(60, 3)) > 0.5).astype(np.float64)
+    theirs = linear_model.Ridge(alpha=2.0).fit(x, 2 * y - 1)
+    probe = fit_probe(torch.from_numpy(x), torch.from_numpy(y), 3, penalty=2.0)
+    assert np.abs(probe.weight.numpy() - theirs.coef_).max() < 1e-8
+    assert np.abs(probe.bias.numpy() - theirs.intercept_).max() < 1e-8
+    left_out = np.stack(
+        [linear_model.Ridge(alpha=2.0).fit(np.delete(x, i, 0), np.delete(2 * y - 1, i, 0)).predict(x[i : i + 1])[0]
+         for i in range(60)]
+    )  # fmt: skip
+    assert probe.accuracy == pytest.approx(((left_out > 0) == (y > 0)).mean())
+
+    def loss(scale):
+        logits = torch.from_numpy(scale * left_out)
+        return float(F.binary_cross_entropy_with_logits(logits, torch.from_numpy(y)))
+
+    assert loss(probe.scale) < min(loss(0.98 * probe.scale), loss(1.02 * probe.scale))

@@ -1,6 +1,7 @@
 """What training minimises: the sum of a loss over the images of a micro-batch.
 
-A loss beside the task's own is a file here, named as the loss, and its name in `LossName`. It has `per_image`, and
+A loss beside the task's own is a file here, named as the loss, and its name in `LossName`. It has `per_image`, where
+images may have several labels `of_each_class` (or the task does not name it among its `losses_allowed`), and
 `BALANCES = True` where it corrects the imbalance of the classes by `Settings.log_prior`.
 
 Shapes: b images, C classes. Targets are as the task has them: class numbers, (b,), or soft, (b, C).
@@ -45,7 +46,8 @@ class Loss:
         if self.name == "cross_entropy":
             losses = self.task.losses(logits, targets, smoothing)  # (b,)
         else:
-            losses = _module(self.name).per_image(logits, self.task.soft(targets, logits, smoothing), self.settings)
+            per_image = getattr(_module(self.name), self.task.loss_form)
+            losses = per_image(logits, self.task.soft(targets, logits, smoothing), self.settings)
         if self.weights is not None:
             losses = losses * (self.task.soft(targets, logits, 0.0) @ self.weights.to(logits))
         return losses.sum()
