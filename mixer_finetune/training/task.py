@@ -35,6 +35,10 @@ class Task:
         rows: (targets, probabilities (B, C)) to what is kept of each image for its predictions, as parts (B, columns).
         losses_allowed: Names of the losses that fit.
         loss_form: Which function of their files is the task's.
+        balanced: (images of each class (C,), all images) to weights of the classes that balance them, as scikit-learn's
+            "balanced".
+        weighted: (logits (B, C), targets, those weights, label smoothing) to the loss of each image, (B,); None where
+            it is the loss times the weight of the image's class.
         check: Raises a UserError for targets that are not the task's.
     """
 
@@ -48,6 +52,8 @@ class Task:
     rows: Callable[[Tensor, Tensor], list[Tensor]]
     losses_allowed: tuple[str, ...]
     loss_form: str
+    balanced: Callable[[Tensor, int], Tensor]
+    weighted: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None
     check: Callable[[Tensor], None]
 
 
@@ -92,6 +98,17 @@ def _binary(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, soft, reduction="none").sum(-1)
 
 
+def _balanced_of_each(counts: Tensor, images: int) -> Tensor:
+    """Weights of the images without and with each class, (2, C): each class is a problem of two of its own."""
+    return images / (2 * torch.stack([images - counts, counts]).double().clamp(min=1))
+
+
+def _weighted_binary(logits: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:
+    soft, (without, with_it) = _half_way(targets, logits, label_smoothing), weights.to(logits)
+    weight = torch.lerp(without, with_it, targets.to(logits))
+    return F.binary_cross_entropy_with_logits(logits, soft, weight, reduction="none").sum(-1)
+
+
 def _multilabel_metrics(classes: int) -> dict[str, Metric]:
     return {
         "map": MeanAveragePrecision(classes),
@@ -125,6 +142,8 @@ SINGLE_LABEL = Task(
     rows=_most_probable,
     losses_allowed=("cross_entropy", "binary", "focal", "logit_adjusted"),
     loss_form="per_image",
+    balanced=lambda counts, images: counts.sum() / (len(counts) * counts.double()),
+    weighted=None,
     check=_check_distribution,
 )
 
@@ -140,6 +159,8 @@ MULTI_LABEL = Task(
     rows=lambda targets, probabilities: [targets, probabilities],
     losses_allowed=("cross_entropy", "binary", "focal"),
     loss_form="of_each_class",
+    balanced=_balanced_of_each,
+    weighted=_weighted_binary,
     check=_check_of_each,
 )
 TASKS = {task.name: task for task in (SINGLE_LABEL, MULTI_LABEL)}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import datasets
 import lightning.pytorch as pl
@@ -25,7 +26,7 @@ from mixer_finetune.evaluation.kinds import KINDS
 from mixer_finetune.evaluation.label_measures import label_calibration_error, label_figures, label_intervals
 from mixer_finetune.evaluation.label_sets import LabelSets
 from mixer_finetune.evaluation.predict import Predictor, file_split, source_split, write_predictions
-from mixer_finetune.training.losses import Loss
+from mixer_finetune.training.losses import Loss, make_loss
 from mixer_finetune.training.losses.settings import Settings
 from mixer_finetune.training.metrics import ExactMatch, LabelF1, MeanAveragePrecision, average_precision
 from mixer_finetune.training.probe import fit_probe
@@ -253,7 +254,10 @@ def test_the_loss_is_a_sigmoid_for_each_class_summed_over_classes(name):
     ("options", "said"),
     [
         ({"loss": "logit_adjusted"}, "the logit-adjusted loss needs one label"),
-        ({"class_weights": "balanced"}, "class weights need one label an image"),
+        (
+            {"class_weights": "balanced", "loss": "focal"},
+            "class weights of several labels .* go with binary cross-entr",
+        ),
         ({"task": "single_label"}, "the model is single_label, but the data is multi_label"),
     ],
 )
@@ -507,3 +511,22 @@ def test_a_probe_of_several_labels_is_scikit_learns_ridge_with_the_best_scale():
         return float(F.binary_cross_entropy_with_logits(logits, torch.from_numpy(y)))
 
     assert loss(probe.scale) < min(loss(0.98 * probe.scale), loss(1.02 * probe.scale))
+
+
+def test_balanced_weights_are_scikit_learns_for_each_class(folder):
+    class_weight = pytest.importorskip("sklearn.utils.class_weight")
+    (folder / "c.jsonl").write_text("\n".join(json.dumps({"file": f, "labels": c}) for f, c in ROWS))
+    data = ImageDataModule(folder / "c.jsonl", val_fraction=0.0)
+    options = SimpleNamespace(loss="cross_entropy", label_smoothing=0.1, focal_gamma=2.0, class_weights="balanced")
+    loss = make_loss(MULTI_LABEL, options, data)
+    labels = np.array(EXPECTED)
+    weights = np.stack(
+        [class_weight.compute_class_weight("balanced", classes=np.array([0, 1]), y=labels[:, c]) for c in range(3)]
+    )
+    assert np.allclose(loss.weights.numpy(), weights.T)
+    logits, expected = torch.randn(5, 3), 0.0
+    for i in range(5):
+        for c in range(3):
+            target, p = labels[i, c] * 0.9 + 0.05, float(logits[i, c].sigmoid())
+            expected -= weights[c, labels[i, c]] * (target * np.log(p) + (1 - target) * np.log(1 - p))
+    assert float(loss(logits, torch.tensor(EXPECTED).float())) == pytest.approx(expected, rel=1e-5)
