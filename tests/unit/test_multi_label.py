@@ -176,6 +176,16 @@ def test_a_test_split_without_labels_is_left_out_and_said(folder):
     assert set(found.splits) == {"train"} and "left out: test, no image of which has a label" in found.description
 
 
+def test_a_split_of_fewer_images_than_devices_is_refused(folder, monkeypatch):
+    rows = [("0.png", "a;b", "train"), ("1.png", "b", "train"), ("2.png", "a", "test")]
+    data = ImageDataModule(
+        table(folder / "t.csv", ("file", "label", "split"), rows), label_separator=";", val_fraction=0
+    )
+    monkeypatch.setattr(data, "_rank_and_world", lambda: (1, 2))
+    with pytest.raises(UserError, match="test has 1 images for 2 devices; use fewer devices, or a larger test_split"):
+        data.eval_dataloader("test")
+
+
 def test_a_separator_that_no_cell_holds_is_said(folder):
     found = open_source(
         table(folder / "t.csv", ("file", "label"), [("0.png", "a"), ("1.png", "b")]), label_separator=";"
@@ -237,6 +247,8 @@ def test_a_class_without_images_does_not_count():
     metric = MeanAveragePrecision(4)
     metric.update(logits, labels)
     assert float(metric.compute()) == pytest.approx(float(of_each.nanmean()))
+    metric.reset()
+    assert float(metric.compute()) == 0  # as where no image of a sanity check could be decoded
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "binary"])
