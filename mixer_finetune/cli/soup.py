@@ -23,6 +23,8 @@ def soup(run: str, *runs: str, output: str = "soup") -> int:
     from mixer_finetune.engine.soup import soup as mix
 
     found = mix([run, *runs], output)
-    accuracy = found["soup"]["accuracy"]
-    print(f"{output}: {len(found['ingredients'])} of {len(found['runs'])} runs, dev accuracy {accuracy:.2%}")
+    metric = found["monitor"]
+    print(
+        f"{output}: {len(found['ingredients'])} of {len(found['runs'])} runs, dev {metric} {found['soup'][metric]:.2%}"
+    )
     return 0

@@ -60,10 +60,11 @@ def _of_classes(train: Split, label_names: Sequence[str]) -> list[str]:
         )
     most, least = int(counts.argmax()), int(counts.argmin())
     if counts[least] and counts[most] > IMBALANCE * counts[least]:
-        helps = "; --data.sampling balanced or --model.class_weights balanced helps the rare ones"
+        balanced = "" if train.several else "--data.sampling balanced or "
+        helps = f"; {balanced}--model.class_weights balanced helps the rare ones"
         lines.append(
             f"the classes are uneven: {label_names[most]} has {counts[most]:,} images, {label_names[least]} has "
-            f"{counts[least]:,}{'' if train.several else helps}"
+            f"{counts[least]:,}{helps}"
         )
     return lines
 

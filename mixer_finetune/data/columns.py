@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixer_finetune.data.classes import in_order, match_classes
-from mixer_finetune.data.labels import indicators, joined, separated
+from mixer_finetune.data.labels import (
+    LabelLists,
+    are_indicators,
+    check_columns,
+    classes_of,
+    indicators,
+    joined,
+    listed,
+    separated,
+)
 from mixer_finetune.data.reading import Asked
 from mixer_finetune.errors import UserError
 
@@ -123,8 +132,8 @@ def class_labels(
 
 def labels_of(
     tables: Mapping[str, Any], splits: list[str], asked: Asked
-) -> tuple[str, list[str], Callable[[Any], NDArray[Any]]]:
-    """Where the labels are, in words; class names; and the function that gives a table's labels.
+) -> tuple[str, list[str], Callable[[str], NDArray[Any]]]:
+    """Where the labels are, in words; class names; and the function that gives a split's labels.
 
     Args:
         tables: By split.
@@ -138,37 +147,40 @@ def labels_of(
     Raises:
         UserError: A column is missing, or holds no classes.
     """
+    import datasets
+
     features = next(iter(tables.values())).features
+    if asked.unlabelled:
+        return "no labels read", [""], lambda split: np.zeros(len(tables[split]), np.int64)
     if asked.label_columns:
-        wanted = list(asked.label_columns)
-        if unknown := [name for name in wanted if name not in features]:
-            raise UserError(f"there is no column '{unknown[0]}'", option="label_columns", choices=" or ".join(features))
+        wanted = check_columns(asked.label_columns, list(features), "the data")
+    else:
+        name = label_column(features, asked.label_column)
+        if asked.label_separator is None and not is_list(features[name]):
+            names, numbers_of = class_labels(tables, splits, name)
+            return f"labels in '{name}'", names, lambda split: numbers_of(tables[split])
+        if asked.label_separator is not None and isinstance(features[name], datasets.ClassLabel):
+            problem = f"'{name}' holds a class of each image, and no texts of several labels"
+            raise UserError(problem, advice="leave out {label_separator}, or choose another {label_column}")
+        # Of all splits, since a few lists of a small one may look like either.
+        whole = is_list(features[name]) and are_indicators(row for split in splits for row in tables[split][name])
 
-        def of_columns(table: Any) -> NDArray[Any]:
-            return indicators(joined({name: table[name] for name in wanted}, "the data"), wanted)
+    def lists(split: str) -> LabelLists:
+        table, shown = tables[split], f"split '{split}'"
+        if asked.label_columns:
+            return joined({each: table[each] for each in wanted}, shown)
+        if asked.label_separator is not None and not is_list(features[name]):
+            return separated(table[name], asked.label_separator, name)
+        return listed(table[name], name, shown, getattr(features[name].feature, "names", None), whole)
 
-        return f"labels in {len(wanted)} columns", wanted, of_columns
-    name = label_column(features, asked.label_column)
-    if asked.label_separator is None and not is_list(features[name]):
-        return (f"labels in '{name}'", *class_labels(tables, splits, name))
-
-    def lists(table: Any) -> list[tuple[str, ...]]:
-        if asked.label_separator is not None:
-            return separated(table[name], asked.label_separator)
-        inner = features[name].feature
-        names = getattr(inner, "names", None)
-        return [tuple(names[v] if names else str(v) for v in row or ()) for row in table[name]]
-
-    inner_names = getattr(getattr(features[name], "feature", None), "names", None)
-    found = inner_names or in_order({label for split in splits for row in lists(tables[split]) for label in row})
-
-    def of_lists(table: Any) -> NDArray[Any]:
-        rows = lists(table)
-        match_classes(in_order({label for row in rows for label in row}), found, "a split", "the classes")
-        return indicators(rows, found)
-
-    how = f"labels in '{name}' between '{asked.label_separator}'" if asked.label_separator else f"lists in '{name}'"
-    return how, list(found), of_lists
+    found = {split: lists(split) for split in splits}
+    first = next(iter(found.values()))
+    names = first.names or in_order({label for each in found.values() for label in classes_of(each)})
+    numbers = {}
+    for split, each in found.items():
+        match_classes(classes_of(each), names, f"the {split} split", f"the {splits[0]} split")
+        numbers[split] = indicators(each.rows, names)
+    return first.how, names, lambda split: numbers[split]
 
 
 def is_list(feature: Any) -> bool:

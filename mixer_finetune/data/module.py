@@ -355,8 +355,16 @@ class ImageDataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
     def eval_dataloader(self, role: str) -> DataLoader[Batch]:
-        """Batches of any split, unaugmented, each sample once over all devices."""
-        sampler = EvaluationSampler(len(self.require(role)), self.eval_batch_size, *self._rank_and_world())
+        """Batches of any split, unaugmented, each sample once over all devices.
+
+        Raises:
+            UserError: There is no such split, or a device would get no sample of it.
+        """
+        split, (rank, world) = self.require(role), self._rank_and_world()
+        if len(split) < world:
+            problem = f"{split.name} has {len(split)} images for {world} devices"
+            raise UserError(problem, advice=f"use fewer {{trainer.devices}}, or a larger {{{role}_split}}")
+        sampler = EvaluationSampler(len(split), self.eval_batch_size, rank, world)
         return self._loader(role, sampler, None)
 
     def _loader(

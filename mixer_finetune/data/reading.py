@@ -32,6 +32,7 @@ class Asked:
         image_root: Folder that a table's paths are relative to.
         stream: Whether to read images while the run goes on.
         stream_cache_gb: Most gigabytes of them that are kept on the disk.
+        unlabelled: Whether images alone are wanted, so that a table needs no labels.
     """
 
     source: Any
@@ -45,6 +46,7 @@ class Asked:
     image_root: str | Path | None = None
     stream: bool = False
     stream_cache_gb: float = 10.0
+    unlabelled: bool = False
 
     @property
     def path(self) -> Path | None:
@@ -69,6 +71,7 @@ class LabelledFiles:
         kind: How they were found, for the user: "one class a folder".
         left_out: What is not used, in a line for the user; empty where everything is.
         commit: Of a Hub data set.
+        label_names: Of all classes in their order, also of those that no image has; None where only the labels tell.
     """
 
     name: str
@@ -77,6 +80,7 @@ class LabelledFiles:
     kind: str
     left_out: str
     commit: str | None = None
+    label_names: list[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from mixer_finetune.data import columns as _columns
 from mixer_finetune.data.classes import in_order, match_classes
 from mixer_finetune.data.folders import FileRecords, printable, read_folder
 from mixer_finetune.data.hub_tables import read_hub
-from mixer_finetune.data.labels import indicators, rarest
+from mixer_finetune.data.labels import check_separator, indicators, rarest
 from mixer_finetune.data.objects import read_objects
 from mixer_finetune.data.parquet import read_parquet
 from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, LabelledFiles, Tables
@@ -147,6 +147,7 @@ def open_source(
     image_root: str | Path | None = None,
     stream: bool = False,
     stream_cache_gb: float = 10.0,
+    unlabelled: bool = False,
 ) -> Source:
     """Open a data set and find its image column, label column and splits.
 
@@ -164,12 +165,14 @@ def open_source(
         image_root: Folder that a table's paths are relative to; the table's own when not given.
         stream: Whether to read the images of parquet files while the run goes on, and never all of them.
         stream_cache_gb: Most gigabytes of them that are kept on the disk.
+        unlabelled: Whether images alone are wanted: labels of tables are neither asked for nor read.
 
     Raises:
         UserError: There is no such data set, column or split, or labels are missing.
     """
     if label_columns and (label_column or label_separator):
         raise UserError("labels are in columns of 0 and 1, or in one column", advice="leave out {label_columns}")
+    check_separator(label_separator)
     asked = Asked(
         source,
         config,
@@ -182,6 +185,7 @@ def open_source(
         image_root,
         stream,
         stream_cache_gb,
+        unlabelled,
     )
     for read in _READERS:
         if (found := read(asked)) is not None:
@@ -194,6 +198,9 @@ def open_source(
             f"(user/name) or the bundled {BUNDLED[0]}",
             option="source",
         )
+    if isinstance(found, LabelledFiles) and read is not read_table and (label_columns or label_separator):
+        problem = f"{source} has a folder for each class, so that an image has one label"
+        raise UserError(problem, advice=f"leave out {{{'label_columns' if label_columns else 'label_separator'}}}")
     return _of_files(found, asked) if isinstance(found, LabelledFiles) else _of_tables(found, asked)
 
 
@@ -206,7 +213,7 @@ def _of_tables(read: Tables, asked: Asked) -> Source:
     images = next(iter(streams.values())).column if streams else _columns.image_column(features, asked.image_column)
     labels, class_names, to_class = _columns.labels_of(tables, list(roles.values()), asked)
 
-    found = {}
+    found, left_out = {}, []
     for role, split in roles.items():
         table = tables[split]
         if len(table) == 0:
@@ -217,7 +224,10 @@ def _of_tables(read: Tables, asked: Asked) -> Source:
                 f"{printable(outside[0])}), which are not read",
                 option="source",
             )
-        numbers = to_class(table)
+        numbers = to_class(split)
+        if numbers.ndim == 2 and not _has_labels(bool(numbers.any()), role, split, name):
+            left_out.append(split)
+            continue
         missing = int((numbers < 0).sum()) if numbers.ndim == 1 else 0
         if missing:
             if role == "test" and missing == len(numbers):
@@ -236,14 +246,14 @@ def _of_tables(read: Tables, asked: Asked) -> Source:
         found[role] = Split(split, records, images, numbers, np.arange(len(numbers)))
     shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
     how = "streamed images" if streams else "images"
-    description = f"{name}: {how} in '{images}', {labels} ({len(class_names)} classes), {shown}"
+    description = f"{name}: {how} in '{images}', {labels} ({len(class_names)} classes), {shown}{_unlabelled(left_out)}"
     license = None if asked.path is None else _license(asked, read.commit)
     return Source(name, description, class_names, found, read.commit, license)
 
 
 def _of_files(files: LabelledFiles, asked: Asked) -> Source:
     """Labelled files with class numbers, those of the training split first."""
-    label_names: list[str] | None = None
+    label_names, left_out = files.label_names, []
     found = {}
     classes: NDArray[Any]
     for role in sorted(files.splits, key=list(SPLIT_NAMES).index):
@@ -251,6 +261,9 @@ def _of_files(files: LabelledFiles, asked: Asked) -> Source:
         paths, labels = [path for path, _ in pairs], [cast("Any", label) for _, label in pairs]
         several = any(isinstance(label, tuple) for label in labels)
         own = in_order({name for label in labels for name in label} if several else set(labels))
+        if several and not _has_labels(bool(own), role, split, files.name):
+            left_out.append(split)
+            continue
         label_names = label_names or own
         numbers = match_classes(own, label_names, f"the {split} split", "the training split").numbers
         if several:
@@ -262,11 +275,33 @@ def _of_files(files: LabelledFiles, asked: Asked) -> Source:
         found[role] = Split(split, records, records.column, classes, np.arange(len(paths)))
     assert label_names is not None
     shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
-    description = f"{files.name}: {files.kind} ({len(label_names)} classes), {shown}"
+    description = f"{files.name}: {files.kind} ({len(label_names)} classes), {shown}{_unlabelled(left_out)}"
     if files.left_out:
         description += f"; left out: {files.left_out}"
     names = [printable(label) for label in label_names]
     return Source(files.name, description, names, found, files.commit, _license(asked, files.commit))
+
+
+def _has_labels(there: bool, role: str, split: str, source: str) -> bool:
+    """Whether to take a split: not a test split whose images have no labels, as those of competitions.
+
+    Args:
+        there: Whether an image has a label.
+        role: Of the split.
+        split: Its name.
+        source: Of the data.
+
+    Raises:
+        UserError: It has none, and is to be learnt from.
+    """
+    if there or role == "test":
+        return there
+    problem = f"no image of split '{split}' of {source} has a label"
+    raise UserError(problem, advice=f"choose another {{label_column}} or {{{role}_split}}")
+
+
+def _unlabelled(splits: Sequence[str]) -> str:
+    return "".join(f"; left out: {split}, no image of which has a label" for split in splits)
 
 
 def _license(asked: Asked, commit: str | None) -> str | None:

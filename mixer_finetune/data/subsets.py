@@ -88,11 +88,17 @@ class Subsets:
                 notes.append(_hold_out(splits, mask, "held out") + asked)
         labels = splits["train"].strata
         if self.images_per_class is not None or self.train_fraction < 1:
-            chosen = _chosen(labels, self.images_per_class, self.train_fraction, seed)
+            split, each = splits["train"], self.images_per_class
+            if each is not None and split.several:
+                chosen = _first_of_each(split.labels, each, seed)
+            else:
+                chosen = _chosen(labels, each, self.train_fraction, seed)
             note = f"trained on {len(chosen):,} of {len(labels):,}"
-            if self.images_per_class is not None:
-                short = int((np.unique(labels, return_counts=True)[1] < self.images_per_class).sum())
-                note += f", {self.images_per_class} a class" + (f" ({short} classes have fewer)" if short else "")
+            if each is not None:
+                counts = split.class_counts(0)
+                short = int(((counts > 0) & (counts < each)).sum())
+                note += f", {'at least ' if split.several else ''}{each} a class"
+                note += f" ({short} classes have fewer)" if short else ""
             notes.append(note)
             splits["train"] = splits["train"].take(chosen, splits["train"].name)
         return splits, notes
@@ -120,6 +126,22 @@ def fold_of_each(labels: NDArray[np.int64], folds: int, seed: int) -> NDArray[np
     fold = np.empty(len(labels), np.int64)
     fold[order] = np.arange(len(labels)) % folds
     return fold
+
+
+def _first_of_each(labels: NDArray[np.uint8], each: int, seed: int) -> NDArray[np.int64]:
+    """The first so many images of each class, in an order by the seed, and of those without a label; ascending.
+
+    An image of several classes counts for all of them, so that a frequent class gets more.
+
+    Args:
+        labels: (n, C).
+        each: Images of a class.
+        seed: Of the run.
+    """
+    order = np.argsort(random_bits(seed, SUBSET, 0, np.arange(len(labels)), 1)[:, 0], kind="stable")
+    there = np.column_stack([labels > 0, ~labels.any(1)])[order]
+    wanted = np.asarray((there & (there.cumsum(0) <= each)).any(1))
+    return np.sort(order[wanted])
 
 
 def _chosen(labels: NDArray[np.int64], each: int | None, fraction: float, seed: int) -> NDArray[np.int64]:

@@ -11,10 +11,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mixer_finetune.data.columns import is_below
 from mixer_finetune.data.folders import is_image, printable
-from mixer_finetune.data.labels import joined, separated
+from mixer_finetune.data.labels import check_columns, joined, listed, separated
 from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, Label, LabelledFiles
 from mixer_finetune.errors import UserError
 
@@ -36,7 +37,7 @@ _IMAGES = (
 _LABELS = ("label", "class", "labels", "classname", "category", "target", "species", "breed", "y")
 _SPLITS = ("split", "subset", "set", "partition", "fold")
 _ROLES = {name: role for role, names in SPLIT_NAMES.items() for name in names}
-Cell = str | tuple[str, ...] | None
+Cell = str | tuple[Any, ...] | None
 Columns = Mapping[str, Sequence[Cell]]
 
 
@@ -62,7 +63,7 @@ def read_table(asked: Asked) -> LabelledFiles | None:
 
 
 def read_columns(path: Path) -> dict[str, list[Cell]]:
-    """A table's columns, all values as text or as lists of texts, None where a cell is empty.
+    """A table's columns, all values as text or as lists, None where a cell is empty.
 
     Raises:
         UserError: The file can't be read as what its suffix says.
@@ -119,7 +120,7 @@ def of_paths(path: Path, image_column: str | None) -> bool:
 
 def _text(value: object) -> Cell:
     if isinstance(value, list | tuple):
-        return tuple(str(item) for item in value)
+        return tuple(value)
     if value is None or value == "":
         return None
     return str(value) if not isinstance(value, bool) else str(int(value))
@@ -154,7 +155,7 @@ def labelled_files(
     images = _column(columns, asked.image_column, "image_column", _IMAGES, _of_images(columns), table)
     splits = _usual(columns, _SPLITS)
     others = [name for name in columns if name not in (images, splits)]
-    named, labels = _labels(columns, others, asked, table)
+    named, labels, names_of_all = _labels(columns, others, asked, table)
     paths = [str(path or "") for path in columns[images]]
     missing = [path for path in paths if not os.path.isfile(os.path.join(root, path))]
     if missing:
@@ -189,29 +190,34 @@ def labelled_files(
                 raise UserError(f"{table} has no row of split '{name}'", option=f"{role}_split")
     left_out = ", ".join(f"{count:,} rows of split '{value}'" for value, count in left.items())
     kind = f"files in '{images}', {named}"
-    return LabelledFiles(printable(str(asked.source)), str(root), found, kind, left_out)
+    return LabelledFiles(printable(str(asked.source)), str(root), found, kind, left_out, label_names=names_of_all)
 
 
-def _labels(columns: Columns, others: list[str], asked: Asked, table: str) -> tuple[str, list[Label]]:
-    """Where the labels are, in words, and the label of each row, or its labels."""
+def _labels(columns: Columns, others: list[str], asked: Asked, table: str) -> tuple[str, list[Label], list[str] | None]:
+    """Where the labels are, in words; of each row its label, or its labels; and the classes, where those are stated."""
+    if asked.unlabelled:
+        return "no labels read", [""] * len(next(iter(columns.values()))), None
     if asked.label_columns:
-        if unknown := [name for name in asked.label_columns if name not in columns]:
-            choices = " or ".join(others)
-            raise UserError(f"{table} has no column '{unknown[0]}'", option="label_columns", choices=choices)
-        several = joined({name: columns[name] for name in asked.label_columns}, table)
-        return f"labels in {len(asked.label_columns)} columns", list(several)
+        wanted = check_columns(asked.label_columns, others, table)
+        several = joined({name: columns[name] for name in wanted}, table)
+        return several.how, list(several.rows), several.names
     name = _column(columns, asked.label_column, "label_column", _LABELS, others, table)
     cells = columns[name]
+    if any(isinstance(cell, tuple) for cell in cells):
+        if asked.label_separator:
+            problem = f"'{name}' of {table} holds lists, which need no separator"
+            raise UserError(problem, advice="leave out {label_separator}")
+        several = listed(cells, name, table)
+        return several.how, list(several.rows), several.names
     if asked.label_separator:
-        return f"labels in '{name}' between '{asked.label_separator}'", list(separated(cells, asked.label_separator))
+        several = separated(cells, asked.label_separator, name)
+        return several.how, list(several.rows), None
     if empty := [i for i, label in enumerate(cells) if label is None]:
         raise UserError(
             f"{len(empty):,} of {len(cells):,} rows of {table} have no '{name}' (the first is row {empty[0] + 1})",
             advice="remove those rows, or choose another {label_column}",
         )
-    if any(isinstance(cell, tuple) for cell in cells):
-        return f"lists of labels in '{name}'", [cell if isinstance(cell, tuple) else (str(cell),) for cell in cells]
-    return f"labels in '{name}'", [str(cell) for cell in cells]
+    return f"labels in '{name}'", [str(cell) for cell in cells], None
 
 
 def _plain(name: str) -> str:
@@ -247,4 +253,7 @@ def _column(
         return candidates[0]
     kind = "column of image files" if option == "image_column" else "label column"
     several = f"several that could be the {kind}: {', '.join(candidates)}" if candidates else f"no {kind}"
-    raise UserError(f"{table} has {several} (it has {', '.join(columns)})", advice=f"name it with {{{option}}}")
+    advice = f"name it with {{{option}}}"
+    if option == "label_column" and candidates and all(set(columns[name]) <= {"0", "1"} for name in candidates):
+        advice += f", or where an image may have several labels give {{label_columns}} [{','.join(candidates)}]"
+    raise UserError(f"{table} has {several} (it has {', '.join(columns)})", advice=advice)

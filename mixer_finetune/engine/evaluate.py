@@ -15,6 +15,7 @@ from mixer_finetune.engine.parts import build
 from mixer_finetune.engine.quiet import quiet
 from mixer_finetune.errors import UserError
 from mixer_finetune.runs import RunFolder
+from mixer_finetune.training.classifier import MixerClassifier
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ def evaluate(cli: MixerCLI, role: str) -> dict[str, float]:
         parts = build(cli, Path(cli.options.output_dir))
         trainer, model = parts.trainer, parts.model
         data: Any = parts.data
+        if isinstance(model, MixerClassifier):
+            model.check_trained_task()
         splits = getattr(data, "splits", {})
         if hasattr(data, "require"):
             data.require(role)

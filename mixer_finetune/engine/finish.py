@@ -145,7 +145,8 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> 
 def _judgement(run: RunFolder, results: Results, predictions: Any, lr: Any) -> list[str]:
     rate = lr if isinstance(lr, float | int) else None
     kind, rows = KINDS[results.task], read_rows(run.metrics_file)
-    said = judge_training(rows, kind.guessing(len(results.classes)), rate, results.ended_by)
+    guessing = kind.guessing(len(results.classes), predictions)
+    said = judge_training(rows, guessing, rate, results.ended_by, kind.learnt)
     return said if predictions is None else said + kind.judged(predictions, results.calibration_error)
 
 

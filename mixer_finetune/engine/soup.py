@@ -26,7 +26,10 @@ from mixer_finetune.training.averages import mean_of
 
 log = logging.getLogger(__name__)
 # Options of the data that say which images are in the dev split.
-_DEV_SPLIT = ("source", "config", "revision", "train_split", "val_split", "val_fraction")
+_DEV_SPLIT = (
+    "source", "config", "revision", "train_split", "val_split", "val_fraction", "folds", "fold", "label_column",
+    "label_separator", "label_columns",
+)  # fmt: skip
 
 
 def soup(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
@@ -37,7 +40,8 @@ def soup(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
         output: Model folder to write.
 
     Returns:
-        What was mixed: `ingredients`, and the dev metrics of each run (`runs`) and of the `soup`.
+        What was mixed: `ingredients`, by which metric (`monitor`), and the dev metrics of each run (`runs`) and of the
+        `soup`.
 
     Raises:
         UserError: Fewer than two runs, runs that do not go together, or no dev split.
@@ -84,7 +88,7 @@ def _mix(parts: Parts, states: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
         if kept:
             chosen, best = [*chosen, name], mixed
     parts.model.load_state_dict(mean_of([states[name] for name in chosen]))
-    return {"ingredients": chosen, "soup": best, "runs": alone}
+    return {"ingredients": chosen, "monitor": monitor, "soup": best, "runs": alone}
 
 
 def _as_in(model: Any, backbone: Backbone) -> dict[str, Tensor]:
@@ -99,6 +103,7 @@ def _check_alike(first: str, one: Backbone, name: str, other: Backbone) -> None:
     for what, a, b in (
         ("architecture", one.architecture, other.architecture),
         ("geometry", one.geometry, other.geometry),
+        ("task", one.task, other.task),
         ("label names", one.label_names, other.label_names),
         ("pre-processing", one.preprocessing, other.preprocessing),
     ):
@@ -113,7 +118,7 @@ def _check_same_dev_split(parts: Parts, configs: dict[str, dict[str, Any]]) -> N
         raise UserError("a soup is chosen on the dev split, and the data has none")
     first, *others = configs
     here = options_of(configs[first], "data")
-    carved = dev.name.endswith("(held out)")
+    carved = dev.name.endswith("(held out)") or " (fold " in dev.name
     for name in others:
         there = options_of(configs[name], "data")
         different = [option for option in _DEV_SPLIT if here.get(option) != there.get(option)]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.data.sources import Split
 from mixer_finetune.evaluation.label_measures import label_calibration_error, label_intervals
@@ -16,7 +18,7 @@ from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.report_classes import class_sections
 from mixer_finetune.evaluation.report_images import image_sections
 from mixer_finetune.evaluation.report_labels import label_image_sections, label_sections
-from mixer_finetune.training.judgement import judge_answers
+from mixer_finetune.training.judgement import UNLEARNT, judge_answers
 
 ImageSections = Callable[[Any, Backbone, Split, str, Callable[[str], None]], list[str]]
 
@@ -28,7 +30,8 @@ class Kind:
     Attributes:
         answers: The class that holds them: `Predictions` or `LabelSets`.
         measured: Answers to 95% intervals of the metrics, and the calibration error.
-        guessing: Number of classes to the loss of an answer that knows nothing.
+        guessing: (number of classes, answers or None) to the loss of answers that know nothing of the image.
+        learnt: Share of training images answered rightly below which a model has not learnt even those.
         judged: (answers, calibration error) to sentences on them.
         class_sections: Answers to the report's parts on classes.
         image_sections: (answers, backbone, split, method, say) to its parts on images.
@@ -36,7 +39,8 @@ class Kind:
 
     answers: Any
     measured: Callable[[Any], tuple[dict[str, tuple[float, float]], float]]
-    guessing: Callable[[int], float]
+    guessing: Callable[[int, Any], float]
+    learnt: float
     judged: Callable[[Any, float | None], list[str]]
     class_sections: Callable[[Any], list[str]]
     image_sections: ImageSections
@@ -49,11 +53,20 @@ def _judged(found: Predictions, calibration_error: float | None) -> list[str]:
     return judge_answers(right, calibration_error, float(found.confidence.mean())) if len(found) else []
 
 
+def _base_rates(classes: int, found: LabelSets | None) -> float:
+    """The loss of answering each class by how often it occurs."""
+    if found is None or not len(found):
+        return classes * math.log(2)
+    share = found.labels.mean(0).clip(1e-9, 1 - 1e-9)
+    return float(-(share * np.log(share) + (1 - share) * np.log(1 - share)).sum())
+
+
 KINDS = {
     "single_label": Kind(
         answers=Predictions,
         measured=lambda found: (intervals(found), calibration(found)[1]),
-        guessing=math.log,
+        guessing=lambda classes, _: math.log(classes),
+        learnt=UNLEARNT,
         judged=_judged,
         class_sections=lambda found: class_sections(found, ConfusionMatrix.of(found)),
         image_sections=lambda found, *rest: image_sections(found, ConfusionMatrix.of(found), *rest),
@@ -61,7 +74,8 @@ KINDS = {
     "multi_label": Kind(
         answers=LabelSets,
         measured=lambda found: (label_intervals(found), label_calibration_error(found)),
-        guessing=lambda classes: classes * math.log(2),
+        guessing=_base_rates,
+        learnt=0.0,  # of many labels hardly any model gets all of them
         judged=lambda found, calibration_error: [],
         class_sections=label_sections,
         image_sections=label_image_sections,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -214,8 +213,7 @@ def _rows(
                 cells = [cell for j, p in pairs for cell in (names[j], p)]
                 rows[index] = dict(zip(prediction_columns(predictor.top_k), cells, strict=True))
                 if answers.labels is not None:
-                    chosen = [names[j] for j in np.flatnonzero(answers.labels[i])]
-                    rows[index]["labels"] = json.dumps(chosen, ensure_ascii=False)
+                    rows[index]["labels"] = [names[j] for j in np.flatnonzero(answers.labels[i])]
                 if "features" in schema.names:
                     rows[index]["features"] = answers.features[i]
             if explain is not None:
@@ -286,7 +284,7 @@ def source_split(source: str, role: str) -> Split:
     Raises:
         UserError: There is no such data set, or it has no such split.
     """
-    splits = open_source(source).splits
+    splits = open_source(source, unlabelled=True).splits
     if role not in splits:
         raise UserError(f"{source} has no {role} split", option="split", choices=" or ".join(splits))
     return splits[role]

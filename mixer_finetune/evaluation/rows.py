@@ -26,11 +26,16 @@ def row_schema(k: int, features: bool, several: bool, computed_by: str) -> pa.Sc
     Args:
         k: Labels a row.
         features: Whether there are pre-logits.
-        several: Whether an image may have several labels: its labels are then a JSON list of names.
+        several: Whether an image may have several labels: its labels are then a list of names, in CSV as JSON.
         computed_by: What the values depend on besides the images, so that a resumed predict does not mix two kinds.
     """
     columns = [(name, pa.string() if name.startswith("label") else pa.float32()) for name in prediction_columns(k)]
-    fields = [("file", pa.string()), *([("labels", pa.string())] if several else []), *columns, ("error", pa.string())]
+    fields = [
+        ("file", pa.string()),
+        *([("labels", pa.list_(pa.string()))] if several else []),
+        *columns,
+        ("error", pa.string()),
+    ]
     fields += [("features", pa.list_(pa.float32()))] if features else []
     return pa.schema(fields, metadata={"computed_by": computed_by})
 
@@ -108,10 +113,24 @@ def finish_rows(part: Path, target: Path) -> list[str]:
                         lines.write(json.dumps(filled, ensure_ascii=False) + "\n")
             return
         kind: Any = csv.CSVWriter if target.suffix == ".csv" else parquet.ParquetWriter
-        with kind(str(path), schema.remove_metadata()) as writer:
+        as_written = _without_lists if target.suffix == ".csv" else _as_is
+        with kind(str(path), as_written(schema.empty_table()).schema) as writer:
             for batch in batches():
-                writer.write_batch(batch.replace_schema_metadata(None))
+                writer.write_table(as_written(pa.Table.from_batches([batch])))
 
     write_atomically(target, write)
     part.unlink()
     return problems
+
+
+def _as_is(rows: pa.Table) -> pa.Table:
+    return rows.replace_schema_metadata(None)
+
+
+def _without_lists(rows: pa.Table) -> pa.Table:
+    """The rows with lists as JSON, since a cell of CSV holds none."""
+    for i, field in enumerate(rows.schema):
+        if pa.types.is_list(field.type):
+            cells = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in rows[i].to_pylist()]
+            rows = rows.set_column(i, field.name, pa.array(cells, pa.string()))
+    return rows.replace_schema_metadata(None)

@@ -169,10 +169,12 @@ def _usage(backbone: Backbone, repo_id: str) -> str:
     )
     if reasons := beyond_timm(backbone):
         return f"{own}\n\nIt does not load in timm or transformers, which have no terms for {'; '.join(reasons)}."
+    several = backbone.task == "multi_label"
+    sigmoids = "\n# Of each class on its own, for images (B, 3, H, W):\n# model(images).sigmoid()" if several else ""
     return (
         f"{own}\n\nIn timm:\n\n```python\nimport timm\n\n"
         f'model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()\n'
-        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n```\n\n"
+        f"transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model)){sigmoids}\n```\n\n"
         f"In transformers:\n\n```python\nfrom transformers import pipeline\n\n"
         f'classify = pipeline("image-classification", "{repo_id}")\nprint(classify("image.jpg"))\n```\n\n'
         f"As a demo in the browser:\n\n```python\nimport gradio\n\n"

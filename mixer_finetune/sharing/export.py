@@ -24,12 +24,13 @@ from mixer_finetune.evaluation.splits import open_data
 from mixer_finetune.files import write_atomically
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card import public_name
+from mixer_finetune.training.metrics import average_precision
 
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2", "safetensors": "model"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Largest difference of probabilities from the float32 model that an export may have, by its number format.
 LARGEST_DIFFERENCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-# Accuracy, in shares of the dev split, that int8 may cost.
+# Accuracy, or mean average precision, on the dev split that int8 may cost.
 LARGEST_LOSS = 0.01
 Logits = Callable[[Tensor], Tensor]
 _DYNAMIC_BATCH: dict[str, Any] = {"images": {0: torch.export.Dim.DYNAMIC}}
@@ -227,17 +228,26 @@ def _quantized(path: Path, exact: Logits, config: dict[str, Any], backbone: Back
             "int8 is measured on a dev or test split, and the run's data has none", advice="leave {quantize} out"
         )
     labels, exactly, roughly = _probabilities(data, role, backbone, exact, _onnx_logits(path))
-    before, after = (_agreement(found, labels) for found in (exactly, roughly))
+    before, after = (_score(found, labels) for found in (exactly, roughly))
     same = _agreement(roughly, exactly.argmax(-1) if labels.ndim == 1 else exactly)
     split = data.splits[role]
+    metric = "accuracy" if labels.ndim == 1 else "mean average precision"
     figures = (
-        f"on {len(split):,} images of split {split.name}: accuracy of int8 {after:.2%}, of float32 {before:.2%}; "
+        f"on {len(split):,} images of split {split.name}: {metric} "
+        f"of int8 {after:.2%}, of float32 {before:.2%}; "
         f"the same label in both for {same:.2%}, largest difference of a probability "
         f"{(exactly - roughly).abs().max():.2f}"
     )
     if before - after > LARGEST_LOSS:
         raise UserError(f"int8 loses too much, so it was not written: {figures} (at most {LARGEST_LOSS:.0%} less)")
     return figures
+
+
+def _score(probabilities: Tensor, labels: Tensor) -> float:
+    """Accuracy; for labels (n, C) mean average precision, since nearly all of them are often 0."""
+    if labels.ndim == 1:
+        return _agreement(probabilities, labels)
+    return float(average_precision(probabilities, labels > 0.5).nanmean().nan_to_num(0.0))
 
 
 def _agreement(probabilities: Tensor, labels: Tensor) -> float:

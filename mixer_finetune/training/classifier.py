@@ -172,7 +172,7 @@ class MixerClassifier(EvaluatedModule):
         self._hparams_initial = copy.deepcopy(self.hparams)
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
 
-        self.backbone = backbone
+        self.backbone, self._trained_task = backbone, backbone.task
         self._ask(task or backbone.task)
         self._put_head(num_classes, label_names)
         choose_trained(self.backbone, train)
@@ -249,10 +249,23 @@ class MixerClassifier(EvaluatedModule):
         if task == self.task.name:
             return
         trained = self._trainer is not None and self._trainer.state.fn != "fit"
-        if self._options.task is not None or trained:
+        if trained:
+            problem = f"the model is {self.task.name}, but the data is {task}"
+            raise UserError(problem, advice="see {label_separator}, or choose another {data.source}")
+        if self._options.task is not None:
             raise UserError(f"the model is {self.task.name}, but the data is {task}", option="task", choices=task)
         self._ask(task)
         self.make_metrics(self.backbone.with_head(self.head).num_classes)
+
+    def check_trained_task(self) -> None:
+        """Refuse to have the head answer what it was not trained for.
+
+        Raises:
+            UserError: Another task was asked for than that of the weights.
+        """
+        if self.task.name != self._trained_task:
+            problem = f"the model was trained for {self._trained_task}, not for {self.task.name}"
+            raise UserError(problem, advice="leave out {task}")
 
     def _ask(self, task: str) -> None:
         self.task = TASKS[task]
@@ -278,6 +291,8 @@ class MixerClassifier(EvaluatedModule):
     def training_step(self, batch: Batch | tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The share of the global batch's mean loss that this micro-batch contributes."""
         images, targets = batch[0], batch[1]
+        if batch_idx == 0:
+            self.task.check(targets)
         logits = self(images, drop_path_of(self, batch, batch_idx))  # (b, classes)
         total = self.criterion(logits, targets)
         if self._sharpness is None or not self._sharpness.again:

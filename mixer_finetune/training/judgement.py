@@ -47,7 +47,11 @@ class Epochs:
 
 
 def judge_training(
-    rows: Sequence[Mapping[str, str]], guessing: float, lr: float | None = None, ended_by: str | None = "schedule"
+    rows: Sequence[Mapping[str, str]],
+    guessing: float,
+    lr: float | None = None,
+    ended_by: str | None = "schedule",
+    learnt: float = UNLEARNT,
 ) -> list[str]:
     """Sentences on how training went.
 
@@ -56,6 +60,7 @@ def judge_training(
         guessing: Loss of an answer that knows nothing.
         lr: Highest learning rate, where it is known.
         ended_by: What ended the run.
+        learnt: Share of training images answered rightly below which the model has not learnt even those.
 
     Returns:
         None to four sentences; none where no dev split was measured.
@@ -71,7 +76,7 @@ def judge_training(
             f"The training loss hardly moved ({stuck}; guessing has {guessing:.2f}): the learning rate{rate} "
             "is too low, or far too high. Try ten times as much, or --model.lr auto."
         )
-    elif train < UNLEARNT and train - dev < OVERFITTED / 2:
+    elif train < learnt and train - dev < OVERFITTED / 2:
         said.append(
             f"At the end only {train:.0%} of the training images were answered rightly, so the model has not learnt "
             f"even those: train longer, or raise the learning rate{rate} (--model.lr auto finds one)."

@@ -32,7 +32,7 @@ class SplitMetrics(nn.Module):
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Take a batch: logits (b, C) and its targets."""
         self.metrics.update(logits, targets)
-        self.loss.update(self.task.losses(logits, targets, 0.0).mean(), len(logits))
+        self.loss.update(self.task.losses(logits, targets, 0.0))  # of each image: without a strategy it has no weights
 
     @property
     def batches(self) -> int:

@@ -114,6 +114,8 @@ class MeanAveragePrecision(Metric):
 
     def compute(self) -> Tensor:
         """The mean, a scalar; 0 where no class has an image."""
+        if isinstance(self.scores, list) and not self.scores:  # which torch can't join
+            return torch.zeros(())
         of_each = average_precision(dim_zero_cat(self.scores), dim_zero_cat(self.targets))
         return of_each.nanmean().nan_to_num(0.0)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_finetune.data.batches import batch_dataset, batch_loader
@@ -35,7 +36,8 @@ class Probe:
         penalty: On the squared weights.
         scale: What the regression is multiplied by to be logits: the one of the smallest leave-one-out cross-entropy.
             Without it the first steps would do little but lengthen the head.
-        accuracy: Share of the images that are answered rightly by the regression on all the others.
+        accuracy: Share of the images that are answered rightly by the regression on all the others; of several labels,
+            the share of the labels.
     """
 
     weight: Tensor
@@ -51,14 +53,14 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, penalty: float | N
 
     Args:
         features: (n, C).
-        labels: (n,) class numbers.
+        labels: (n,) class numbers, or (n, K) of 0 and 1 where images may have several.
         classes: K.
         penalty: On the squared weights (scikit-learn's `alpha`); the one of the smallest leave-one-out error when not
             given.
     """
     x, n = features.double().cpu(), len(features)
-    y = torch.full((n, classes), -1.0, dtype=torch.float64)
-    y[torch.arange(n), labels.cpu()] = 1.0
+    several = labels.ndim == 2
+    y = 2 * (labels.cpu() if several else F.one_hot(labels.cpu(), classes)).double() - 1
     x_mean, y_mean = x.mean(0), y.mean(0)
     centred = x - x_mean
     values, vectors = torch.linalg.eigh(centred.T @ centred)  # (C,), (C, C)
@@ -84,18 +86,25 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, penalty: float | N
         weight,
         y_mean - weight @ x_mean,
         penalty,
-        _best_scale(answers, labels.cpu()),
-        float((answers.argmax(-1) == labels.cpu()).double().mean()),
+        _best_scale(answers, y > 0, several),
+        float(((answers > 0) == (y > 0) if several else answers.argmax(-1) == labels.cpu()).double().mean()),
     )
 
 
-def _best_scale(answers: Tensor, labels: Tensor) -> float:
-    """The scale of the smallest cross-entropy, in [0.1, 100]: by bisection of its derivative, which only grows."""
+def _best_scale(answers: Tensor, right: Tensor, several: bool) -> float:
+    """The scale of the smallest cross-entropy, in [0.1, 100]: by bisection of its derivative, which only grows.
+
+    Args:
+        answers: (n, K).
+        right: (n, K), true for the labels of an image.
+        several: Whether each class has a sigmoid of its own.
+    """
     low, high = 0.1, 100.0
-    right = answers.gather(1, labels[:, None])[:, 0]
     for _ in range(60):
         middle = (low * high) ** 0.5
-        slope = float(((middle * answers).softmax(-1) * answers).sum(-1).sub(right).mean())
+        logits = middle * answers
+        probabilities = logits.sigmoid() if several else logits.softmax(-1)
+        slope = float(((probabilities - right.double()) * answers).sum(-1).mean())
         low, high = (low, middle) if slope > 0 else (middle, high)
     return low
 
@@ -119,8 +128,6 @@ def start_from_probe(module: Any, data: Any) -> str:
     if not hasattr(data, "splits") or not isinstance(head, nn.Linear):
         problem = "a probe needs the images of an ImageDataModule, and a linear head"
         raise UserError(problem, option="head", choices="new")
-    if module.task.name != "single_label":
-        raise UserError("a probe needs one label an image, and these have several", option="head", choices="new")
     features, labels = pre_logits(module, data)
     probe = fit_probe(features, labels, head.out_features)
     with torch.no_grad():
@@ -128,7 +135,7 @@ def start_from_probe(module: Any, data: Any) -> str:
         head.bias.copy_(probe.scale * probe.bias)
     return (
         f"head of {head.out_features} classes from a probe on {len(labels):,} training images "
-        f"({probe.accuracy:.1%} right of images left out)"
+        f"({probe.accuracy:.1%} of {'labels' if labels.ndim == 2 else 'images'} left out are answered rightly)"
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from mixer_finetune.errors import UserError
 from mixer_finetune.training.metrics import ExactMatch, LabelF1, MacroF1, MeanAveragePrecision
 
 TOP_K = 5
@@ -32,6 +34,12 @@ class Task:
         monitor: The metric that tells better weights from worse ones; more is better.
         rows: (targets, probabilities (B, C)) to what is kept of each image for its predictions, as parts (B, columns).
         losses_allowed: Names of the losses that fit.
+        loss_form: Which function of their files is the task's.
+        balanced: (images of each class (C,), all images) to weights of the classes that balance them, as scikit-learn's
+            "balanced".
+        weighted: (logits (B, C), targets, those weights, label smoothing) to the loss of each image, (B,); None where
+            it is the loss times the weight of the image's class.
+        check: Raises a UserError for targets that are not the task's.
     """
 
     name: str
@@ -43,6 +51,10 @@ class Task:
     monitor: str
     rows: Callable[[Tensor, Tensor], list[Tensor]]
     losses_allowed: tuple[str, ...]
+    loss_form: str
+    balanced: Callable[[Tensor, int], Tensor]
+    weighted: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None
+    check: Callable[[Tensor], None]
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -86,6 +98,17 @@ def _binary(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, soft, reduction="none").sum(-1)
 
 
+def _balanced_of_each(counts: Tensor, images: int) -> Tensor:
+    """Weights of the images without and with each class, (2, C): each class is a problem of two of its own."""
+    return images / (2 * torch.stack([images - counts, counts]).double().clamp(min=1))
+
+
+def _weighted_binary(logits: Tensor, targets: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:
+    soft, (without, with_it) = _half_way(targets, logits, label_smoothing), weights.to(logits)
+    weight = torch.lerp(without, with_it, targets.to(logits))
+    return F.binary_cross_entropy_with_logits(logits, soft, weight, reduction="none").sum(-1)
+
+
 def _multilabel_metrics(classes: int) -> dict[str, Metric]:
     return {
         "map": MeanAveragePrecision(classes),
@@ -93,6 +116,18 @@ def _multilabel_metrics(classes: int) -> dict[str, Metric]:
         "micro_f1": LabelF1(classes, "micro"),
         "exact_match": ExactMatch(),
     }
+
+
+def _check_distribution(targets: Tensor) -> None:
+    if targets.ndim == 2 and not torch.allclose(targets.float().sum(-1), targets.new_ones(()).float(), atol=1e-2):
+        problem = "the targets are (B, classes), and those of an image do not add up to 1, so it has not one label"
+        raise UserError(problem, option="task", choices="multi_label")
+
+
+def _check_of_each(targets: Tensor) -> None:
+    if targets.ndim != 2:
+        problem = f"targets of several labels an image are (B, classes) of 0 and 1, got {tuple(targets.shape)}"
+        raise UserError(problem, option="task", choices="single_label")
 
 
 # One label an image: targets are class numbers, (B,), or where training mixes images a distribution, (B, C).
@@ -106,6 +141,10 @@ SINGLE_LABEL = Task(
     monitor="accuracy",
     rows=_most_probable,
     losses_allowed=("cross_entropy", "binary", "focal", "logit_adjusted"),
+    loss_form="per_image",
+    balanced=lambda counts, images: counts.sum() / (len(counts) * counts.double()),
+    weighted=None,
+    check=_check_distribution,
 )
 
 # Several labels an image: targets are 0 or 1 for each class, (B, C), or where training mixes images between them.
@@ -118,6 +157,10 @@ MULTI_LABEL = Task(
     metrics=_multilabel_metrics,
     monitor="map",
     rows=lambda targets, probabilities: [targets, probabilities],
-    losses_allowed=("cross_entropy", "binary"),
+    losses_allowed=("cross_entropy", "binary", "focal"),
+    loss_form="of_each_class",
+    balanced=_balanced_of_each,
+    weighted=_weighted_binary,
+    check=_check_of_each,
 )
 TASKS = {task.name: task for task in (SINGLE_LABEL, MULTI_LABEL)}

@@ -129,11 +129,14 @@ def test_the_last_weights_are_on_the_line_from_the_start_that_wise_tries(cli, ph
         assert torch.allclose(value, (1 - alpha) * start[key] + alpha * end[key], atol=1e-6), name
 
 
+FOLDS = [(name, ("--data.folds", 2, "--data.fold", fold)) for fold, name in enumerate("de")]
+
+
 def test_a_soup_is_the_mean_of_the_runs_that_the_dev_split_wants(cli, photos, tmp_path):
     options = ("--data.source", photos, *TINY, "--trainer.max_epochs", 1, "--data.batch_size", 8)
-    for name, more in (("a", ()), ("b", ("--model.lr", 0.03)), ("c", ("--seed_everything", 1))):
+    for name, more in (("a", ()), ("b", ("--model.lr", 0.03)), ("c", ("--seed_everything", 1)), *FOLDS):
         cli("fit", *options, "--name", name, *more, check=0)
-    a, b, c = (run_folder(tmp_path, name) for name in "abc")
+    a, b, c, d, e = (run_folder(tmp_path, name) for name in "abcde")
     said = cli("soup", a, b, "--output", "mixed", check=0).stdout
     found = json.loads((tmp_path / "mixed" / "soup.json").read_text())
     names = found["ingredients"]
@@ -145,6 +148,7 @@ def test_a_soup_is_the_mean_of_the_runs_that_the_dev_split_wants(cli, photos, tm
     cli("predict", "mixed", photos / "red", check=0)
     for arguments, problem in (
         ((a, c), f"{c} has another data seed, by which the dev split is held out of train, than {a}"),
+        ((d, e), f"{e} has another data fold than {d}"),
         ((a,), "a soup needs two runs or more"),
         ((a, a), "a run is named twice"),
         ((a, b, "--output", "mixed"), "mixed exists already; change --output"),

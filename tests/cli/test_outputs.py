@@ -111,6 +111,13 @@ def test_a_run_of_several_labels_an_image_from_table_to_export(cli, tmp_path):
     expected = model.predict(tmp_path / "1.png")
     assert set(json.loads(row["labels"])) == {name for name, p in expected.items() if p >= 0.5}
     assert float(row["probability_1"]) == pytest.approx(max(expected.values()), abs=1e-5)
+    cli("predict", run, "--source", tmp_path / "labels.csv", "--output", "all.jsonl", check=0)
+    rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    with open(run / "predictions.csv", newline="") as file:
+        tested = list(csv.DictReader(file))
+    assert [row["labels"] for row in rows] == [json.loads(line["answers"]) for line in tested] and len(rows) == 12
+    said = cli("test", run, "--model.task", "single_label", check=2).stderr
+    assert "the model was trained for multi_label, not for single_label; leave out --model.task" in said
     said = cli("export", run, "--format", "safetensors", check=0).stdout
     assert "largest difference of a probability" in said
     assert load_backbone(run / "export" / "model").task == "multi_label"

@@ -1,7 +1,12 @@
 """timm is the oracle: same names, same parameters, same outputs and gradients."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
+from PIL import Image
 
 from mixer_finetune import load_backbone
 from mixer_finetune.backbones import Preprocessing
@@ -128,3 +133,32 @@ def test_what_is_saved_loads_in_timm_with_equal_outputs_at_any_resolution(name, 
 def test_the_architectures_that_timm_lacks_are_known():
     lacking = {name for name, variant in VARIANTS.items() if not variant.in_timm}
     assert lacking == set(VARIANTS) - set(timm.list_models()) == {"mixer_nano_32", "mixer_s8_224", "mixer_h14_224"}
+
+
+PIPELINE = """
+import json, sys
+from transformers import pipeline
+classify = pipeline("image-classification", sys.argv[1], device="cpu", top_k=5)
+print(json.dumps({answer["label"]: answer["score"] for answer in classify(sys.argv[2])}))
+"""
+
+
+def test_transformers_and_timm_give_the_sigmoids_of_a_model_of_several_labels(tmp_path):
+    pytest.importorskip("transformers")
+    ours = load_backbone("gmlp_ti16_224", num_classes=5)
+    torch.nn.init.normal_(ours.head.weight, std=0.5)
+    ours.label_names, ours.task = list("abcde"), "multi_label"
+    save_model_folder(tmp_path / "model", ours, ours.label_names)
+    picture = tmp_path / "noise.png"
+    Image.effect_noise((256, 256), 90).convert("RGB").resize((224, 224)).save(picture)
+    expected = ours.eval().predict(picture)
+    assert max(expected.values()) > 0.5 and abs(sum(expected.values()) - 1) > 0.05
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    with torch.inference_mode():
+        by_timm = theirs(ours.preprocessing(Image.open(picture))[None]).sigmoid()[0]
+    assert dict(zip("abcde", by_timm.tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
+    done = subprocess.run(
+        [sys.executable, "-c", PIPELINE, str(tmp_path / "model"), str(picture)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-3)

@@ -2,26 +2,34 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import datasets
 import lightning.pytorch as pl
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelExactMatch, MultilabelF1Score
+from torchvision.ops import sigmoid_focal_loss
 
 from mixer_finetune import ImageDataModule, MixerClassifier, UserError, load_backbone
 from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.data.labels import rarest
 from mixer_finetune.data.sources import open_source
+from mixer_finetune.data.subsets import _first_of_each
+from mixer_finetune.evaluation import label_measures
+from mixer_finetune.evaluation.kinds import KINDS
 from mixer_finetune.evaluation.label_measures import label_calibration_error, label_figures, label_intervals
 from mixer_finetune.evaluation.label_sets import LabelSets
-from mixer_finetune.training.losses import Loss
+from mixer_finetune.evaluation.predict import Predictor, file_split, source_split, write_predictions
+from mixer_finetune.training.losses import Loss, make_loss
 from mixer_finetune.training.losses.settings import Settings
 from mixer_finetune.training.metrics import ExactMatch, LabelF1, MeanAveragePrecision, average_precision
+from mixer_finetune.training.probe import fit_probe
 from mixer_finetune.training.task import MULTI_LABEL
 
 ROWS = [("0.png", ["cat"]), ("1.png", ["cat", "dog"]), ("2.png", []), ("3.png", ["bird", "dog"]), ("4.png", ["dog"])]
@@ -68,15 +76,124 @@ def test_labels_are_read_from_lists_texts_and_columns(folder):
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        ([("0.png", "1"), ("1.png", "2")], {"label_columns": ["x"]}, "column 'x' of .* holds '2' in row 2; expected 0"),
+        (
+            [("0.png", "1"), ("1.png", "2")],
+            {"label_columns": ["x"]},
+            "1 of 2 rows of .* have neither 0 nor 1 in 'x' .the first, row 2, has '2'",
+        ),
         ([("0.png", "1"), ("1.png", "0")], {"label_columns": ["y"]}, "no column 'y'.*use .*label_columns.* x"),
+        (
+            [("0.png", "1"), ("1.png", "")],
+            {"label_columns": ["x"]},
+            "1 of 2 rows .* in 'x' .the first, row 2, has ",
+        ),
+        ([("0.png", "1"), ("1.png", "0")], {"label_columns": ["x", "x"]}, "column 'x' is named twice"),
         ([("0.png", "a")], {"label_columns": ["x"], "label_separator": ","}, "columns of 0 and 1, or in one column"),
+        ([("0.png", "a")], {"label_separator": ""}, "an empty text can't stand between two labels"),
+        ([("0.png", ""), ("1.png", "")], {"label_separator": ","}, "no image of split 'train' .* has a label"),
         ([("0.png", "a"), ("1.png", "b")], {"label_separator": ",", "sampling": "balanced"}, "balanced sampling needs"),
     ],
 )
 def test_what_can_not_be_read_as_labels_is_refused(folder, rows, options, said):
     with pytest.raises(UserError, match=said):
         ImageDataModule(table(folder / "t.csv", ("file", "x"), rows), **options)
+
+
+def in_lists(folder, lists, kind=None):
+    paths = [str(folder / f) for f, _ in ROWS]
+    images = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    table = images.add_column("labels", lists)
+    if kind is None:
+        return table
+    features = table.features.copy()
+    features["labels"] = datasets.List(kind)
+    return datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features))  # without a check of its own
+
+
+@pytest.mark.parametrize(
+    ("lists", "names", "said"),
+    [
+        ([["a"], None, ["b"], [], ["a"]], None, "1 of 5 rows .* have no 'labels' .the first is row 2.; .* is \\[\\];"),
+        ([[0], [-1], [1], [0], [1]], None, "row 2 .* has -1 in 'labels'"),
+        ([[0], [-1], [1], [0], [1]], ["a", "b"], "row 2 .* has -1 in 'labels'; expected a list of names of its 2 cla"),
+        ([[0], [1], [1], [7], [1]], ["a", "b"], "row 4 .* has 7 in 'labels'"),
+        ([[0.5], [1.0], [1.0], [1.0], [1.0]], None, "row 1 .* has 0.5 in 'labels'"),
+        ([["a"], [None], ["b"], [], ["a"]], None, "row 2 .* has None in 'labels'"),
+        ([[1, 1, 0]] * 5, ["a", "b"], "lists of 0 and 1 in 'labels' have 3 items for 2 classes"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_refused(folder, lists, names, said):
+    with pytest.raises(UserError, match=said):
+        open_source(in_lists(folder, lists, names and datasets.ClassLabel(names=names)))
+
+
+def test_a_list_of_0_and_1_says_of_each_class_whether_it_is_there(folder):
+    """It is no list of the classes 0 and 1."""
+    paths = [str(folder / f) for f, _ in ROWS]
+    (folder / "h.jsonl").write_text(
+        "\n".join(json.dumps({"file": f, "labels": row}) for f, row in zip(paths, EXPECTED, strict=True))
+    )
+    named = in_lists(folder, EXPECTED, datasets.ClassLabel(names=NAMES))
+    made = [((paths, np.array(EXPECTED)), ["0", "1", "2"]), (folder / "h.jsonl", ["0", "1", "2"]), (named, NAMES)]
+    for source, names in made:
+        found = open_source(source)
+        assert found.label_names == names and found.splits["train"].labels.tolist() == EXPECTED
+        assert "lists of 3 times 0 or 1" in found.description
+    two = {"train": (paths, np.array(EXPECTED)[:, 1:]), "test": (paths[:1], np.array([[0, 1]]))}
+    assert open_source(two).splits["test"].labels.tolist() == [[0, 1]]  # as in train, though it could be both classes
+
+
+def test_columns_keep_their_order_and_a_class_that_no_image_has(folder):
+    header, rows = ("file", "z", "b", "a"), [(f"{i}.png", i % 2, 1, 0) for i in range(4)]
+    for path in (folder / "t.csv", folder / "metadata.csv"):
+        table(path, ("file_name", *header[1:]), rows)
+    for source in (folder / "t.csv", folder):
+        found = open_source(source, label_columns=["z", "b", "a"])
+        assert found.label_names == ["z", "b", "a"] and found.splits["train"].labels[1].tolist() == [1, 1, 0]
+    with pytest.raises(UserError, match=r"several that could be the label column: .*give label_columns \[z,b,a\]"):
+        open_source(folder / "t.csv")
+    with pytest.raises(UserError, match="1 of 3 classes have no training sample: a"):
+        ImageDataModule(folder / "t.csv", label_columns=["z", "b", "a"], val_fraction=0.0).require("train")
+
+
+def test_options_for_several_labels_are_not_ignored_where_an_image_has_one(folder):
+    for name in ("red", "blue"):
+        (folder / "photos" / name).mkdir(parents=True)
+        (folder / "0.png").rename(folder / "photos" / name / "0.png") if name == "red" else None
+        Image.new("RGB", (8, 8)).save(folder / "photos" / name / "1.png")
+    for options in ({"label_separator": ","}, {"label_columns": ["red"]}):
+        with pytest.raises(
+            UserError, match="a folder for each class, so that an image has one label; leave out label_"
+        ):
+            open_source(folder / "photos", **options)
+    with pytest.raises(UserError, match="'label' holds a class of each image"):
+        open_source("digits", label_separator=",")
+
+
+def test_a_test_split_without_labels_is_left_out_and_said(folder):
+    rows = [("0.png", "a;b", "train"), ("1.png", "b", "train"), ("2.png", "", "test"), ("3.png", "", "test")]
+    found = open_source(table(folder / "t.csv", ("file", "label", "split"), rows), label_separator=";")
+    assert set(found.splits) == {"train"} and "left out: test, no image of which has a label" in found.description
+
+
+def test_a_split_of_fewer_images_than_devices_is_refused(folder, monkeypatch):
+    rows = [("0.png", "a;b", "train"), ("1.png", "b", "train"), ("2.png", "a", "test")]
+    data = ImageDataModule(
+        table(folder / "t.csv", ("file", "label", "split"), rows), label_separator=";", val_fraction=0
+    )
+    monkeypatch.setattr(data, "_rank_and_world", lambda: (1, 2))
+    with pytest.raises(UserError, match="test has 1 images for 2 devices; use fewer devices, or a larger test_split"):
+        data.eval_dataloader("test")
+
+
+def test_a_separator_that_no_cell_holds_is_said(folder):
+    found = open_source(
+        table(folder / "t.csv", ("file", "label"), [("0.png", "a"), ("1.png", "b")]), label_separator=";"
+    )
+    assert "between ';', which no image has two of" in found.description
+    numbers = datasets.Dataset.from_dict({"image": [str(folder / "0.png")] * 2, "label": [0, 1]})
+    found = open_source(numbers.cast_column("image", datasets.Image()), label_separator=",")
+    assert found.label_names == ["0", "1"]  # 0 is a label, and not none
 
 
 def test_classes_that_look_like_lists_are_said(folder):
@@ -130,6 +247,8 @@ def test_a_class_without_images_does_not_count():
     metric = MeanAveragePrecision(4)
     metric.update(logits, labels)
     assert float(metric.compute()) == pytest.approx(float(of_each.nanmean()))
+    metric.reset()
+    assert float(metric.compute()) == 0  # as where no image of a sanity check could be decoded
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "binary"])
@@ -146,10 +265,11 @@ def test_the_loss_is_a_sigmoid_for_each_class_summed_over_classes(name):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"loss": "focal"}, "the focal loss needs one label an image"),
         ({"loss": "logit_adjusted"}, "the logit-adjusted loss needs one label"),
-        ({"class_weights": "balanced"}, "class weights need one label an image"),
-        ({"head": "probe"}, "a probe needs one label an image"),
+        (
+            {"class_weights": "balanced", "loss": "focal"},
+            "class weights of several labels .* go with binary cross-entr",
+        ),
         ({"task": "single_label"}, "the model is single_label, but the data is multi_label"),
     ],
 )
@@ -265,7 +385,7 @@ def test_predictions_are_read_as_they_were_written(tmp_path):
         LabelSets.read(tmp_path / "odd.csv", made.names)
 
 
-def test_figures_and_intervals_are_of_the_classes():
+def test_figures_and_intervals_are_of_the_classes(monkeypatch):
     found = label_sets()
     for i, figures in enumerate(label_figures(found)):
         labels, answers = found.labels[:, i], found.probabilities[:, i] >= 0.5
@@ -285,6 +405,12 @@ def test_figures_and_intervals_are_of_the_classes():
         low, high = intervals[name]
         assert low < float(value) < high and 0.03 < high - low < 0.3, name
     assert label_intervals(found) == intervals
+    with monkeypatch.context() as patch:  # whatever is drawn at once
+        patch.setattr(label_measures, "_DRAWN_AT_ONCE", 7)
+        for name, bounds in label_intervals(found).items():
+            assert bounds == pytest.approx(intervals[name], abs=1e-12), name
+        patch.setattr(label_measures, "_MOST_DRAWN", 99 * found.labels.size)
+        assert set(label_intervals(found)) == {"exact_match"}
     gaps = [(found.probabilities - found.labels)[(found.probabilities * 10).astype(int) == b] for b in range(10)]
     expected = sum(abs(gap.sum()) for gap in gaps) / found.labels.size
     assert label_calibration_error(found) == pytest.approx(expected)
@@ -300,5 +426,119 @@ def test_an_average_precision_of_images_drawn_twice_is_that_of_a_list_that_holds
         expected = average_precision(torch.from_numpy(found.probabilities[rows]), torch.from_numpy(found.labels[rows]))[
             c
         ]
-        area = _weighted_areas(found.probabilities[:, c], found.labels[:, c], counts)
+        order = np.argsort(-found.probabilities[:, c], kind="stable")
+        area = _weighted_areas(found.probabilities[order, c], found.labels[order, c], counts.T[order])
         assert float(area[0]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_few_shot_takes_the_first_images_of_each_class():
+    generator = np.random.default_rng(0)
+    labels = (generator.random((400, 12)) < np.geomspace(0.5, 0.01, 12)).astype(np.uint8)
+    chosen = {each: set(_first_of_each(labels, each, 0).tolist()) for each in (1, 5, 20)}
+    assert chosen[1] < chosen[5] < chosen[20]  # more hold all that fewer hold
+    for each, rows in chosen.items():
+        counts = labels[sorted(rows)].sum(0)
+        assert (counts >= np.minimum(each, labels.sum(0))).all() and len(rows) <= 13 * each
+    assert set(_first_of_each(labels, 5, 1).tolist()) != chosen[5]
+
+
+def test_the_base_rates_are_what_a_model_must_beat():
+    found = label_sets()
+    share = torch.from_numpy(found.labels).double().mean(0)
+    expected = F.binary_cross_entropy(share.expand(120, 4), torch.from_numpy(found.labels).double(), reduction="none")
+    assert KINDS["multi_label"].guessing(4, found) == pytest.approx(float(expected.sum(1).mean()))
+
+
+@pytest.mark.parametrize(
+    ("task", "targets", "said"),
+    [
+        (None, [[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]], "do not add up to 1, so it has not one label; use task multi_label"),
+        ("multi_label", [0, 1], r"several labels an image are \(B, classes\) of 0 and 1, got \(2,\)"),
+    ],
+)
+def test_targets_of_the_other_task_are_refused(task, targets, said):
+    loader = DataLoader(TensorDataset(torch.randn(2, 3, 32, 32), torch.tensor(targets)), batch_size=2)
+    with pytest.raises(UserError, match=said):
+        trainer().fit(MixerClassifier("mixer_nano_32", label_names=NAMES, task=task), loader)
+
+
+def test_a_model_of_several_labels_is_not_taken_for_one_of_one_label(tmp_path):
+    model = MixerClassifier("mixer_nano_32", label_names=NAMES, task="multi_label").assembled()
+    save_model_folder(tmp_path / "model", model, NAMES)
+    with pytest.raises(UserError, match="the model was trained for multi_label, not for single_label"):
+        MixerClassifier(str(tmp_path / "model"), task="single_label").check_trained_task()
+
+
+def test_images_to_predict_need_no_labels(folder):
+    header = ("file", *NAMES, "split")
+    rows = [(f, "", "", "", "test") for f, _ in ROWS]
+    assert len(source_split(str(table(folder / "t.csv", header, rows)), "test")) == 5
+    hidden = datasets.DatasetDict({"train": in_lists(folder, [["a"]] * 5), "test": in_lists(folder, [None] * 5)})
+    assert set(open_source(hidden, unlabelled=True).splits) == {"train", "test"}
+
+
+def test_rows_of_predict_hold_lists_where_the_format_has_them(folder):
+    model = MixerClassifier("mixer_nano_32", label_names=NAMES, task="multi_label").assembled()
+    with torch.no_grad():
+        model.head.bias.copy_(torch.tensor([3.0, -3.0, 2.0]))
+    predictor = Predictor(model.eval(), torch.device("cpu"), top_k=2)
+    for suffix in ("csv", "jsonl", "parquet"):
+        target = folder / f"found.{suffix}"
+        assert not write_predictions(predictor, file_split([str(folder / "0.png")]), target)
+        if suffix == "csv":
+            with open(target, newline="") as file:
+                found = json.loads(next(csv.DictReader(file))["labels"])
+        elif suffix == "jsonl":
+            found = json.loads(target.read_text())["labels"]
+        else:
+            found = pyarrow.parquet.read_table(target).to_pylist()[0]["labels"]
+        assert found == ["bird", "dog"], suffix
+
+
+def test_the_focal_loss_is_torchvisions():
+    logits, labels = scores_and_labels(20)
+    expected = sigmoid_focal_loss(logits, labels, alpha=-1, gamma=1.5, reduction="sum")
+    assert torch.allclose(Loss(MULTI_LABEL, "focal", Settings(focal_gamma=1.5))(logits, labels), expected, rtol=1e-5)
+    plain = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    assert torch.allclose(Loss(MULTI_LABEL, "focal", Settings(focal_gamma=0.0))(logits, labels), plain, rtol=1e-5)
+
+
+def test_a_probe_of_several_labels_is_scikit_learns_ridge_with_the_best_scale():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 5))
+    y = (x @ generator.normal(size=(5, 3)) + generator.normal(size=(60, 3)) > 0.5).astype(np.float64)
+    theirs = linear_model.Ridge(alpha=2.0).fit(x, 2 * y - 1)
+    probe = fit_probe(torch.from_numpy(x), torch.from_numpy(y), 3, penalty=2.0)
+    assert np.abs(probe.weight.numpy() - theirs.coef_).max() < 1e-8
+    assert np.abs(probe.bias.numpy() - theirs.intercept_).max() < 1e-8
+    left_out = np.stack(
+        [linear_model.Ridge(alpha=2.0).fit(np.delete(x, i, 0), np.delete(2 * y - 1, i, 0)).predict(x[i : i + 1])[0]
+         for i in range(60)]
+    )  # fmt: skip
+    assert probe.accuracy == pytest.approx(((left_out > 0) == (y > 0)).mean())
+
+    def loss(scale):
+        logits = torch.from_numpy(scale * left_out)
+        return float(F.binary_cross_entropy_with_logits(logits, torch.from_numpy(y)))
+
+    assert loss(probe.scale) < min(loss(0.98 * probe.scale), loss(1.02 * probe.scale))
+
+
+def test_balanced_weights_are_scikit_learns_for_each_class(folder):
+    class_weight = pytest.importorskip("sklearn.utils.class_weight")
+    (folder / "c.jsonl").write_text("\n".join(json.dumps({"file": f, "labels": c}) for f, c in ROWS))
+    data = ImageDataModule(folder / "c.jsonl", val_fraction=0.0)
+    options = SimpleNamespace(loss="cross_entropy", label_smoothing=0.1, focal_gamma=2.0, class_weights="balanced")
+    loss = make_loss(MULTI_LABEL, options, data)
+    labels = np.array(EXPECTED)
+    weights = np.stack(
+        [class_weight.compute_class_weight("balanced", classes=np.array([0, 1]), y=labels[:, c]) for c in range(3)]
+    )
+    assert np.allclose(loss.weights.numpy(), weights.T)
+    logits, expected = torch.randn(5, 3), 0.0
+    for i in range(5):
+        for c in range(3):
+            target, p = labels[i, c] * 0.9 + 0.05, float(logits[i, c].sigmoid())
+            expected -= weights[c, labels[i, c]] * (target * np.log(p) + (1 - target) * np.log(1 - p))
+    assert float(loss(logits, torch.tensor(EXPECTED).float())) == pytest.approx(expected, rel=1e-5)

@@ -1,6 +1,7 @@
 """What training minimises: the sum of a loss over the images of a micro-batch.
 
-A loss beside the task's own is a file here, named as the loss, and its name in `LossName`. It has `per_image`, and
+A loss beside the task's own is a file here, named as the loss, and its name in `LossName`. It has `per_image`, where
+images may have several labels `of_each_class` (or the task does not name it among its `losses_allowed`), and
 `BALANCES = True` where it corrects the imbalance of the classes by `Settings.log_prior`.
 
 Shapes: b images, C classes. Targets are as the task has them: class numbers, (b,), or soft, (b, C).
@@ -30,8 +31,8 @@ class Loss:
         task: Whose own loss `cross_entropy` is.
         name: One of `LossName`.
         settings: What it can be told.
-        weights: Of the classes, (C,), or None. The loss of an image is multiplied by its class's, and no batch is
-            normalised by its weights, so that micro-batches change nothing.
+        weights: Of the classes, as the task has them, (C,) or (2, C), or None. No batch is normalised by its weights,
+            so that micro-batches change nothing.
     """
 
     task: Task
@@ -42,10 +43,13 @@ class Loss:
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits (b, C) and targets to the sum of the images' losses, a scalar."""
         smoothing = self.settings.label_smoothing
+        if self.weights is not None and self.task.weighted is not None:
+            return self.task.weighted(logits, targets, self.weights, smoothing).sum()
         if self.name == "cross_entropy":
             losses = self.task.losses(logits, targets, smoothing)  # (b,)
         else:
-            losses = _module(self.name).per_image(logits, self.task.soft(targets, logits, smoothing), self.settings)
+            per_image = getattr(_module(self.name), self.task.loss_form)
+            losses = per_image(logits, self.task.soft(targets, logits, smoothing), self.settings)
         if self.weights is not None:
             losses = losses * (self.task.soft(targets, logits, 0.0) @ self.weights.to(logits))
         return losses.sum()
@@ -61,7 +65,8 @@ def make_loss(task: Task, options: Any, data: Any) -> Loss:
     Args:
         task: What is asked of an image.
         options: Of the classifier: loss, label_smoothing, focal_gamma, and class_weights: balanced has classes weigh
-            inversely to how often they occur, n / (C n_c), as scikit-learn's "balanced".
+            inversely to how often they occur, n / (C n_c), as scikit-learn's "balanced" (of several labels an image,
+            each class as a problem of two).
         data: The data module; its training images are counted where the loss depends on how often a class occurs.
 
     Raises:
@@ -74,8 +79,9 @@ def make_loss(task: Task, options: Any, data: Any) -> Loss:
     weighted, adjusted = options.class_weights == "balanced", _balances(options.loss)
     if not weighted and not adjusted:
         return made
-    if weighted and task.name != "single_label":
-        raise UserError("class weights need one label an image, and these have several", option="class_weights")
+    if weighted and task.weighted is not None and options.loss == "focal":
+        problem = "class weights of several labels an image go with binary cross-entropy alone"
+        raise UserError(problem, advice="leave out {class_weights} or {loss}")
     option, neutral = ("class_weights", "none") if weighted else ("loss", "cross_entropy")
     if getattr(data, "sampling", None) == "balanced":
         what = "class weights" if weighted else f"the {options.loss.replace('_', '-')} loss"
@@ -85,10 +91,9 @@ def make_loss(task: Task, options: Any, data: Any) -> Loss:
     if counts is None:
         problem = "how often each class occurs is not known: the data module has no training labels"
         raise UserError(problem, option=option, choices=neutral)
-    share = counts.double() / counts.sum()
     if weighted:
-        return replace(made, weights=1 / (len(counts) * share))
-    return replace(made, settings=replace(made.settings, log_prior=share.log()))
+        return replace(made, weights=task.balanced(counts, len(data.splits["train"])))
+    return replace(made, settings=replace(made.settings, log_prior=(counts.double() / counts.sum()).log()))
 
 
 def class_counts(data: Any) -> Tensor | None:

@@ -14,3 +14,6 @@ from mixer_finetune.training.losses.settings import Settings
 def per_image(logits: Tensor, targets: Tensor, settings: Settings) -> Tensor:
     """Logits and targets, (b, C) each, to the losses, (b,)."""
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
+
+
+of_each_class = per_image
