@@ -192,7 +192,8 @@ def fit(trainer_options, cached, monkeypatch, source, callbacks=(), **options):
     model = MixerClassifier("mixer_nano", freeze_backbone=True, lr=0.1)
     trainer = pl.Trainer(
         max_epochs=3, logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu",
-        use_distributed_sampler=False, callbacks=list(callbacks), enable_model_summary=False, deterministic=True, num_sanity_val_steps=0,
+        use_distributed_sampler=False, callbacks=list(callbacks), enable_model_summary=False, deterministic=True,
+        num_sanity_val_steps=0,
         **trainer_options,
     )  # fmt: skip
     trainer.fit(model, data)
