@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -117,6 +118,9 @@ def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             raise UserError(f"{name} needs a value")
         values.setdefault(name.removeprefix("--"), []).append(value)
     own = []
+    for size in values.get("image_size", ()):
+        if not re.fullmatch(r"\d+|\[ *\d+ *, *\d+ *\]", size):
+            raise UserError(f"a size is a number of pixels or [height,width], got {size}", option="image_size")
     for name, given in values.items():
         if name not in _REPEATED:
             own.append(f"--{name}={given[-1]}")

@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.load import load_backbone
+from mixer_finetune.backbones.resize import METHODS as RESIZES
 from mixer_finetune.data.fingerprint import fingerprint
 from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.engine.interruption import interruptible
@@ -145,11 +146,10 @@ def probe(cli: MixerCLI, options: ProbeOptions, output: Path | None = None) -> d
             raise UserError("a probe is chosen on the dev split, and the data has none", advice=advice)
         if options.device.type == "cpu":
             use_fast_float32()
-        log.info(f"data       {data.description}")
-        rows: list[Row] = []
         left_out: list[str] = []
-        for backbone, resize in _backbones(options, left_out):
-            rows += _probed(backbone, resize, data, options)
+        planned = _planned(options, left_out)
+        log.info(f"data       {data.description}")
+        rows = [row for each in planned for row in _probed(_loaded(options, *each), data, options)]
         best, method = _best(rows)
         test = _tested(best, method, data, options) if "test" in data.splits else None
     found = {
@@ -169,37 +169,51 @@ def probe(cli: MixerCLI, options: ProbeOptions, output: Path | None = None) -> d
     return {**found, "folder": str(target)}
 
 
-def _backbones(options: ProbeOptions, left_out: list[str]) -> Iterator[tuple[Backbone, str | None]]:
-    """Each backbone at each size, and how it was resized; what can't be had at a size is noted and left out."""
+def _planned(options: ProbeOptions, left_out: list[str]) -> list[tuple[str, int | tuple[int, int] | None, str]]:
+    """What can be loaded of all backbones, sizes and methods; what can't be had at a size is noted and left out.
+
+    Each is loaded once to see, so that a mistake is found before hours are spent on the others.
+    """
     several = len(options.backbones) * len(options.image_sizes) * len(options.resizes) > 1
-    any_loaded = False
+    planned: list[tuple[str, int | tuple[int, int] | None, str]] = []
+    for resize in options.resizes:
+        if resize not in RESIZES:
+            raise UserError(f"'{resize}' is no way to resize weights", option="resize", choices=" or ".join(RESIZES))
+    for source in options.backbones:
+        _loaded(options, source, None, "auto")
     for source, size in itertools.product(options.backbones, options.image_sizes):
         for resize in options.resizes:
             try:
-                loaded = load_backbone(
-                    source,
-                    image_size=size,
-                    patch_size=options.patch_size,
-                    in_chans=options.in_chans,
-                    resize=resize,
-                    revision=options.revision,
-                )
+                loaded = _loaded(options, source, size, resize)
             except UserError as error:
-                if not several or error.option == "backbone":
+                if not several:
                     raise
-                left_out.append(f"{source} at {size} px ({resize}): {error}")
+                left_out.append(f"{source} at {size} px by {resize}: {error}")
                 log.info(f"left out   {left_out[-1]}")
                 continue
-            any_loaded = True
-            resized = loaded.origin.get("resized")
-            yield loaded.eval().to(options.device), resized["method"] if resized else None
-            if not resized:
+            planned.append((source, size, resize))
+            if "resized" not in loaded.origin:
                 break  # at its own size all methods are the same
-    if not any_loaded:
+    if not planned:
         raise UserError(f"no backbone can be used: {'; '.join(left_out)}")
+    return planned
 
 
-def _probed(backbone: Backbone, resize: str | None, data: ImageDataModule, options: ProbeOptions) -> Iterator[Row]:
+def _loaded(options: ProbeOptions, source: str, size: int | tuple[int, int] | None, resize: str) -> Backbone:
+    backbone = load_backbone(
+        source,
+        image_size=size,
+        patch_size=options.patch_size,
+        in_chans=options.in_chans,
+        resize=resize,
+        revision=options.revision,
+    )
+    return backbone.eval().to(options.device)
+
+
+def _probed(backbone: Backbone, data: ImageDataModule, options: ProbeOptions) -> list[Row]:
+    """Each of its layers by ridge; the best of them and the pre-logits by the other methods, too."""
+    resize = backbone.origin.get("resized", {}).get("method")
     started = time.perf_counter()
     layers = _layers(backbone, data, options, ("train", "val"))
     features = time.perf_counter() - started
@@ -221,7 +235,7 @@ def _probed(backbone: Backbone, resize: str | None, data: ImageDataModule, optio
     seconds = features + sum(sum(row.seconds.values()) for row in rows) - rows[0].seconds["features"]
     log.info(f"probed     {rows[0].name}: {rows[best].layer} {rows[best].dev['ridge']:.2%} by ridge, {seconds:.1f} s "
              f"({features:.1f} s of them for features)")  # fmt: skip
-    return iter(rows)
+    return rows
 
 
 def _layers(
@@ -309,15 +323,8 @@ def _as_good(rows: list[Row], accuracy: float, images: int) -> int:
 
 def _tested(row: Row, method: str, data: ImageDataModule, options: ProbeOptions) -> dict[str, Any]:
     """The best of the dev split, on the test split."""
-    backbone = load_backbone(
-        row.backbone,
-        image_size=row.image_size,
-        patch_size=options.patch_size,
-        in_chans=options.in_chans,
-        resize=row.resize or "auto",
-        revision=options.revision,
-    )
-    layers = _layers(backbone.eval().to(options.device), data, options, ("train", "test"))
+    backbone = _loaded(options, row.backbone, row.image_size, row.resize or "auto")
+    layers = _layers(backbone, data, options, ("train", "test"))
     i = -1 if row.layer == PRE_LOGITS else int(row.layer.removeprefix("block ")) - 1
     (x, labels), (others, wanted) = layers("train", i), layers("test", i)
     chosen, classes = row.chosen[method], data.num_classes

@@ -180,7 +180,7 @@ def test_sizes_that_a_method_cannot_give_are_left_out_and_named(tmp_path, photos
         ((32, 32), None),
         ((48, 48), "interpolate"),
     ]
-    assert len(found["left_out"]) == 1 and "mixer_nano at 48 px (block_diagonal)" in found["left_out"][0]
+    assert len(found["left_out"]) == 1 and "mixer_nano at 48 px by block_diagonal" in found["left_out"][0]
     assert found["test"] is None  # the photos have no test split
     with pytest.raises(UserError, match="no backbone 'mixer_nan'"):
         probe(cli, ProbeOptions(["mixer_nano", "mixer_nan"], shots=()), tmp_path / "other")
