@@ -66,6 +66,10 @@ def count_classes(head: nn.Module) -> int:
     return widths[-1]
 
 
+# What is asked of an image: one label, or several.
+TASK_NAMES = ("single_label", "multi_label")
+
+
 class Backbone(nn.Module):
     """An MLP image classifier: images (B, channels, H, W) in, logits (B, classes) out.
 
@@ -140,6 +144,21 @@ class Backbone(nn.Module):
         if names is not None and len(names) != self.num_classes:
             raise UserError(f"the head has {self.num_classes} classes, but there are {len(names)} label names")
         vars(self.head)["label_names"] = names
+
+    @property
+    def task(self) -> str:
+        """What the head answers: "single_label", or "multi_label", where each class is asked for on its own."""
+        return getattr(self.head, "task", TASK_NAMES[0])
+
+    @task.setter
+    def task(self, task: str) -> None:
+        if task not in TASK_NAMES:
+            raise UserError(f"unknown task '{task}'", option="task", choices=" or ".join(TASK_NAMES))
+        vars(self.head)["task"] = task
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (B, classes) to the probability of each class, (B, classes) float32."""
+        return logits.float().softmax(-1) if self.task == TASK_NAMES[0] else logits.float().sigmoid()
 
     def replace_head(self, num_classes: int) -> None:
         """Put a new, zero-initialised head of `num_classes` outputs (0: none) in place of the present one."""
@@ -274,7 +293,7 @@ class Backbone(nn.Module):
             with torch.inference_mode():
                 for start in range(0, len(image), _PREDICT_BATCH):
                     batch = torch.stack([self.preprocessing(one) for one in image[start : start + _PREDICT_BATCH]])
-                    probabilities = self(batch.to(weight.device, weight.dtype)).float().softmax(-1)  # (b, classes)
+                    probabilities = self.probabilities(self(batch.to(weight.device, weight.dtype)))  # (b, classes)
                     top = probabilities.topk(min(top_k, self.num_classes))
                     found += map(self._labelled, top.indices.tolist(), top.values.tolist())
         finally:

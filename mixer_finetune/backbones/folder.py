@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from mixer_finetune.backbones.backbone import Backbone
+from mixer_finetune.backbones.backbone import TASK_NAMES, Backbone
 from mixer_finetune.backbones.families import VARIANTS, get_variant
 from mixer_finetune.backbones.geometry import Geometry
 from mixer_finetune.backbones.mixer import GELU_FORMS
@@ -35,6 +35,7 @@ class ModelConfig:
         preprocessing: How images must be prepared.
         label_names: Of the classes, where they are known.
         license: Of the weights, where it is stated.
+        task: What the head answers: "single_label" or "multi_label".
     """
 
     architecture: str
@@ -44,6 +45,7 @@ class ModelConfig:
     preprocessing: Preprocessing
     label_names: list[str] | None = None
     license: str | None = None
+    task: str = TASK_NAMES[0]
 
 
 # Writing
@@ -83,6 +85,9 @@ def model_config(backbone: Backbone, label_names: list[str] | None) -> dict[str,
         },
         OWN_KEY: own,
     }
+    if backbone.task != TASK_NAMES[0]:
+        own["task"] = backbone.task
+        config["problem_type"] = "multi_label_classification"  # by which transformers takes sigmoids
     if label_names:
         config["label_names"] = list(label_names)
     return config
@@ -198,7 +203,17 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
         preprocessing.with_channels(geometry.in_chans),
         _label_names(names, num_classes) if names and num_classes else None,
         None if license is None else _text(license, "license"),
+        _task(own.get("task"), config.get("problem_type")),
     )
+
+
+def _task(own: Any, problem_type: Any) -> str:
+    """What the head answers, by our `task` or the `problem_type` of transformers."""
+    if own is None:
+        return TASK_NAMES[problem_type == "multi_label_classification"]
+    if _text(own, "task") not in TASK_NAMES:
+        raise UserError(f"it has the task '{own}'; known are {', '.join(TASK_NAMES)}")
+    return str(own)
 
 
 def _token_hidden(ratio: Any, width: Any, embed_dim: int) -> int | None:

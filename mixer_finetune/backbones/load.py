@@ -95,7 +95,7 @@ def load_backbone(
         why = {"why": auto_reason(method, config.geometry, geometry)} if resize == "auto" else {}
         model.origin["resized"] = {**sizes, "method": method, **why}
     if num_classes is None or num_classes == config.num_classes:
-        model.label_names = config.label_names
+        model.label_names, model.task = config.label_names, config.task
     else:
         model.replace_head(num_classes)
     return model

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     Attributes:
         images: (b, c, S, T): uint8 from the loader, normalised float32 once on the device; or (b, C) features of a
             frozen backbone.
-        labels: (b,) int64.
+        labels: (b,) int64, or (b, classes) float32 where images have several.
         indices: (b,) int64, of the samples in their split; on the CPU a NumPy array.
         keys: (b,) int64, of the samples, for what is drawn at random: see `MicroBatch`.
         epoch: Counted from 0.
@@ -119,7 +119,7 @@ class DecodedImages(Dataset[Batch]):
         indices = micro.indices[good]
         return Batch(
             images[: len(good)],
-            torch.from_numpy(self.split.labels[indices]),
+            _targets(self.split.labels[indices]),
             indices,
             micro.keys[good],
             micro.epoch,
@@ -138,7 +138,7 @@ class SmallImages(Dataset[Batch]):
 
     Args:
         pixels: (n, c, H, W) uint8.
-        labels: (n,) int64.
+        labels: (n,) int64, or (n, classes) float32.
     """
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
@@ -168,12 +168,12 @@ class FeatureRows(Dataset[Batch]):
 
     Args:
         features: (n, C).
-        labels: (n,) int64.
+        labels: Of the split.
         bad: Images without features, by their position, each with its name and the reason.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, bad: Mapping[int, str]) -> None:
-        self.features, self.labels, self.bad = features, labels, bad
+    def __init__(self, features: Tensor, labels: NDArray[Any], bad: Mapping[int, str]) -> None:
+        self.features, self.labels, self.bad = features, _targets(labels), bad
 
     def __len__(self) -> int:
         return len(self.features)
@@ -213,8 +213,13 @@ def batch_dataset(
     """
     pixels = decoded_pixels(split, preprocessing)
     if pixels is not None:
-        return SmallImages(pixels, torch.from_numpy(split.labels))
+        return SmallImages(pixels, _targets(split.labels))
     return DecodedImages(split, preprocessing, augmentation, seed, max_pixels)
+
+
+def _targets(labels: NDArray[Any]) -> Tensor:
+    targets = torch.from_numpy(labels)
+    return targets.float() if targets.ndim == 2 else targets
 
 
 class EpochLoader(DataLoader[Batch]):

@@ -42,8 +42,15 @@ def findings(splits: Mapping[str, Split], label_names: Sequence[str], crops: boo
 
 
 def _of_classes(train: Split, label_names: Sequence[str]) -> list[str]:
-    counts = np.bincount(train.labels[train.labels >= 0], minlength=len(label_names))
+    counts = train.class_counts(len(label_names))
     lines = []
+    known = set(label_names)
+    for separator in "" if train.several else ",;|":
+        if together := [n for n in label_names if separator in n and {p.strip() for p in n.split(separator)} <= known]:
+            lines.append(
+                f"{len(together):,} classes join the names of others, such as '{together[0]}': if that is several "
+                f"labels an image, say so with --data.label_separator '{separator}'"
+            )
     few = [f"{name} ({count})" for name, count in zip(label_names, counts, strict=True) if count < FEW_IMAGES]
     if few:
         lines.append(
@@ -51,9 +58,10 @@ def _of_classes(train: Split, label_names: Sequence[str]) -> list[str]:
         )
     most, least = int(counts.argmax()), int(counts.argmin())
     if counts[least] and counts[most] > IMBALANCE * counts[least]:
+        helps = "; --data.sampling balanced or --model.class_weights balanced helps the rare ones"
         lines.append(
             f"the classes are uneven: {label_names[most]} has {counts[most]:,} images, {label_names[least]} has "
-            f"{counts[least]:,}; --data.sampling balanced or --model.class_weights balanced helps the rare ones"
+            f"{counts[least]:,}{'' if train.several else helps}"
         )
     return lines
 
@@ -80,12 +88,13 @@ def _of_copies(splits: Mapping[str, Split]) -> list[str]:
     """Images that are byte for byte the same, in two splits or with two labels."""
     if sum(map(len, splits.values())) > _COMPARED:
         return [f"images are not compared with each other: there are more than {_COMPARED:,}"]
-    found: dict[bytes, list[tuple[str, int]]] = defaultdict(list)  # role and label of each copy
+    found: dict[bytes, list[tuple[str, int | bytes]]] = defaultdict(list)  # role and label of each copy
     sizes = Counter(size for split in splits.values() for _, size in _sizes(split))
     for role, split in splits.items():
         at = np.array([i for i, size in _sizes(split) if sizes[size] > 1], np.int64)
         for i, digest in _digests(split, at):
-            found[digest].append((role, int(split.labels[i])))
+            label = split.labels[i]
+            found[digest].append((role, label.tobytes() if split.several else int(label)))
     lines = []
     copies = [places for places in found.values() if len(places) > 1]
     for role in ("test", "val"):

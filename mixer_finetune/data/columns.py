@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixer_finetune.data.classes import in_order, match_classes
+from mixer_finetune.data.labels import indicators, joined, separated
+from mixer_finetune.data.reading import Asked
 from mixer_finetune.errors import UserError
 
 # What label columns are usually called; the first two come before all others.
@@ -54,13 +57,16 @@ def label_column(features: Mapping[str, Any], wanted: str | None) -> str:
     """
     import datasets
 
-    scalars = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel | datasets.Value)]
+    kinds = datasets.ClassLabel | datasets.Value
+    scalars = [name for name, feature in features.items() if isinstance(feature, kinds) or is_list(feature)]
     if wanted is not None:
         if wanted not in scalars:
             problem = f"'{wanted}' is not a label column; candidates: {', '.join(scalars) or 'none'}"
             raise UserError(problem, option="label_column")
         return wanted
-    classes = [name for name in scalars if isinstance(features[name], datasets.ClassLabel)]
+    classes = [
+        name for name in scalars if isinstance(getattr(features[name], "feature", features[name]), datasets.ClassLabel)
+    ]
     candidates = classes or [name for name in LABEL_COLUMNS if name in scalars]
     for name in LABEL_COLUMNS[:2]:
         if name in candidates:
@@ -113,6 +119,63 @@ def class_labels(
     return [str(value) for value in ordered], lambda table: np.array(
         [number.get(v, -1) for v in table[column]], np.int64
     )
+
+
+def labels_of(
+    tables: Mapping[str, Any], splits: list[str], asked: Asked
+) -> tuple[str, list[str], Callable[[Any], NDArray[Any]]]:
+    """Where the labels are, in words; class names; and the function that gives a table's labels.
+
+    Args:
+        tables: By split.
+        splits: Which of them count for the names.
+        asked: Which columns.
+
+    Returns:
+        The function gives class numbers, (n,), -1 where one is missing; or for several labels an image (n, C) of 0 and
+        1.
+
+    Raises:
+        UserError: A column is missing, or holds no classes.
+    """
+    features = next(iter(tables.values())).features
+    if asked.label_columns:
+        wanted = list(asked.label_columns)
+        if unknown := [name for name in wanted if name not in features]:
+            raise UserError(f"there is no column '{unknown[0]}'", option="label_columns", choices=" or ".join(features))
+
+        def of_columns(table: Any) -> NDArray[Any]:
+            return indicators(joined({name: table[name] for name in wanted}, "the data"), wanted)
+
+        return f"labels in {len(wanted)} columns", wanted, of_columns
+    name = label_column(features, asked.label_column)
+    if asked.label_separator is None and not is_list(features[name]):
+        return (f"labels in '{name}'", *class_labels(tables, splits, name))
+
+    def lists(table: Any) -> list[tuple[str, ...]]:
+        if asked.label_separator is not None:
+            return separated(table[name], asked.label_separator)
+        inner = features[name].feature
+        names = getattr(inner, "names", None)
+        return [tuple(names[v] if names else str(v) for v in row or ()) for row in table[name]]
+
+    inner_names = getattr(getattr(features[name], "feature", None), "names", None)
+    found = inner_names or in_order({label for split in splits for row in lists(tables[split]) for label in row})
+
+    def of_lists(table: Any) -> NDArray[Any]:
+        rows = lists(table)
+        match_classes(in_order({label for row in rows for label in row}), found, "a split", "the classes")
+        return indicators(rows, found)
+
+    how = f"labels in '{name}' between '{asked.label_separator}'" if asked.label_separator else f"lists in '{name}'"
+    return how, list(found), of_lists
+
+
+def is_list(feature: Any) -> bool:
+    """Whether a column holds lists of classes or of values."""
+    import datasets
+
+    return isinstance(getattr(feature, "feature", None), datasets.ClassLabel | datasets.Value)
 
 
 def files_outside(table: Any, column: str, roots: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, LabelledFiles
+from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, Label, LabelledFiles
 from mixer_finetune.errors import UserError
 
 # Of the formats that Pillow, or the plugins that come with it, decode; in any case.
@@ -143,13 +143,13 @@ def read_image_folder(root: str | Path, chosen: Mapping[str, str | None] | None 
     if roles is None:
         if len(tops) == 1:
             _refuse_one_folder(shown, *next(iter(tops.items())))
-        labelled = [(path, path.partition("/")[0]) for path in tree.images if "/" in path]
+        labelled: list[tuple[str, Label]] = [(path, path.partition("/")[0]) for path in tree.images if "/" in path]
         splits = {role: (_WHOLE, labelled) for role in whole or {"train"}}
         return LabelledFiles(shown, str(root), splits, _KIND, summary(tree.left_out))
 
     splits = {}
     for role, top in roles.items():
-        pairs = []
+        pairs: list[tuple[str, Label]] = []
         for path in tops[top]:
             label, slash, _ = path[len(top) + 1 :].partition("/")
             if slash:

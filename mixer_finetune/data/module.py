@@ -44,6 +44,9 @@ class ImageDataModule(pl.LightningDataModule):
         test_split: Name of the test split.
         image_column: Name of the image column; found by its type when not given.
         label_column: Name of the label column; found by type and usual names when not given.
+        label_separator: What stands between several labels of an image in one cell, such as a comma; an image may then
+            have none, one or several. A column of lists needs no separator.
+        label_columns: Names of columns of 0 and 1, one a class, where an image may have several labels.
         image_root: Folder that a table's paths are relative to; the table's own when not given.
         val_fraction: Share of train that is carved out, stratified, where there is no dev split; 0 for none.
         train_fraction: Share of what is left that is trained on, stratified.
@@ -95,6 +98,8 @@ class ImageDataModule(pl.LightningDataModule):
         test_split: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        label_separator: str | None = None,
+        label_columns: list[str] | None = None,
         image_root: str | None = None,
         val_fraction: float = 0.1,
         train_fraction: float = 1.0,
@@ -150,12 +155,17 @@ class ImageDataModule(pl.LightningDataModule):
             splits={"train": train_split, "val": val_split, "test": test_split},
             image_column=image_column,
             label_column=label_column,
+            label_separator=label_separator,
+            label_columns=label_columns,
             image_root=image_root,
         )
         self.source, self.revision, self.license = opened.name, opened.revision, opened.license
         self.label_names, self.description = opened.label_names, opened.description
         self.splits, notes = subsets.take(opened.splits, seed)
         self.description = "; ".join([self.description, *notes])
+        if sampling == "balanced" and self.task == "multi_label":
+            problem = "balanced sampling needs one label an image, and these have several"
+            raise UserError(problem, option="sampling", choices="shuffled")
         self.evaluation_role = next((role for role in ("test", "val") if role in self.splits), None)
         self._datasets: dict[tuple[str, Preprocessing, bool], Dataset[Batch]] = {}
         self._plan: tuple[Any, GlobalBatchSampler] | None = None
@@ -166,6 +176,11 @@ class ImageDataModule(pl.LightningDataModule):
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.label_names)
+
+    @property
+    def task(self) -> str:
+        """What is asked of an image: "single_label", or "multi_label" where it may have several."""
+        return "multi_label" if any(split.several for split in self.splits.values()) else "single_label"
 
     def match_classes(self, label_names: Sequence[str]) -> str:
         """Number the classes as another list does, by name.
@@ -181,7 +196,9 @@ class ImageDataModule(pl.LightningDataModule):
         """
         match = match_classes(self.label_names, label_names, "the data", "the model")
         if list(label_names) != self.label_names:
-            self.splits = {role: split.renumbered(match.numbers) for role, split in self.splits.items()}
+            self.splits = {
+                role: split.renumbered(match.numbers, len(label_names)) for role, split in self.splits.items()
+            }
             self.label_names = list(label_names)
             self._datasets.clear()
         return match.note
@@ -197,7 +214,7 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(problem, advice=f"name one with {{{role}_split}}")
         split = self.splits[role]
         if role == "train":
-            counts = np.bincount(split.labels, minlength=self.num_classes)
+            counts = split.class_counts(self.num_classes)
             if (counts == 0).any():
                 absent = [self.label_names[i] for i in np.flatnonzero(counts == 0)[:5]]
                 raise UserError(
@@ -317,8 +334,7 @@ class ImageDataModule(pl.LightningDataModule):
         features = self._features(role)
         key = role, self.preprocessing, features is not None  # another model may want other images
         if key not in self._datasets and features is not None:
-            labels = torch.from_numpy(self.splits[role].labels)
-            self._datasets[key] = FeatureRows(features.layer(), labels, features.bad)
+            self._datasets[key] = FeatureRows(features.layer(), self.splits[role].labels, features.bad)
         elif key not in self._datasets:
             self._datasets[key] = batch_dataset(
                 self.require(role), self.preprocessing, augmentation, self.seed, self.max_image_pixels

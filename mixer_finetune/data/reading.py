@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class Asked:
         splits: Names of the splits to use as "train", "val" and "test", where the usual names do not serve.
         image_column: Name of the image column.
         label_column: Name of the label column.
+        label_separator: What stands between several labels of an image in one cell.
+        label_columns: Names of columns of 0 and 1, one a class, where an image has several labels.
         image_root: Folder that a table's paths are relative to.
     """
 
@@ -36,6 +38,8 @@ class Asked:
     splits: Mapping[str, str | None] = field(default_factory=dict)
     image_column: str | None = None
     label_column: str | None = None
+    label_separator: str | None = None
+    label_columns: Sequence[str] | None = None
     image_root: str | Path | None = None
 
     @property
@@ -46,6 +50,10 @@ class Asked:
         return ASSETS / self.source if self.source in BUNDLED else Path(self.source).expanduser()
 
 
+# The class of an image, or where images have several labels, those.
+Label = str | tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class LabelledFiles:
     """Image files, sorted into splits and classes.
@@ -53,7 +61,7 @@ class LabelledFiles:
     Attributes:
         name: What the user calls them.
         root: Folder that their paths are relative to.
-        splits: By role ("train", "val", "test"): the split's name, and its images as (path, class).
+        splits: By role ("train", "val", "test"): the split's name, and its images as (path, label).
         kind: How they were found, for the user: "one class a folder".
         left_out: What is not used, in a line for the user; empty where everything is.
         commit: Of a Hub data set.
@@ -61,7 +69,7 @@ class LabelledFiles:
 
     name: str
     root: str
-    splits: dict[str, tuple[str, list[tuple[str, str]]]]
+    splits: dict[str, tuple[str, list[tuple[str, Label]]]]
     kind: str
     left_out: str
     commit: str | None = None

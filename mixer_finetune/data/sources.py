@@ -9,10 +9,10 @@ Images stay undecoded until a worker needs them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
@@ -22,6 +22,7 @@ from mixer_finetune.data import columns as _columns
 from mixer_finetune.data.classes import in_order, match_classes
 from mixer_finetune.data.folders import FileRecords, printable, read_folder
 from mixer_finetune.data.hub_tables import read_hub
+from mixer_finetune.data.labels import indicators, rarest
 from mixer_finetune.data.objects import read_objects
 from mixer_finetune.data.parquet import read_parquet
 from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, LabelledFiles, Tables
@@ -46,14 +47,15 @@ class Split:
         name: As in the data set ("train", "valid", ...).
         records: A `datasets.Dataset`, or FileRecords; its image column gives `bytes` and `path`.
         image_column: That column's name.
-        labels: Class of each image, shape (n,); -1 where it is not known.
+        labels: Class of each image, (n,); -1 where it is not known. Where images have several labels, (n, C) of 0 and
+            1.
         rows: Which rows of `records` belong to the split, shape (n,).
     """
 
     name: str
     records: Any
     image_column: str
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     rows: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -63,9 +65,30 @@ class Split:
         """The part of the split at those positions."""
         return replace(self, name=name, labels=self.labels[rows], rows=self.rows[rows])
 
-    def renumbered(self, numbers: NDArray[np.int64]) -> Split:
-        """The split with class i as class `numbers[i]`."""
-        return replace(self, labels=np.where(self.labels < 0, -1, numbers[self.labels]))
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
+
+    @property
+    def strata(self) -> NDArray[np.int64]:
+        """What images are spread evenly by, (n,): their class; of several labels the rarest."""
+        return rarest(self.labels) if self.several else self.labels
+
+    def class_counts(self, classes: int) -> NDArray[np.int64]:
+        """Images of each class, (classes,)."""
+        if self.several:
+            counts: NDArray[np.int64] = self.labels.sum(0, dtype=np.int64)
+            return counts
+        return np.bincount(self.labels[self.labels >= 0], minlength=classes)
+
+    def renumbered(self, numbers: NDArray[np.int64], classes: int) -> Split:
+        """The split with class i as class `numbers[i]` of so many."""
+        if not self.several:
+            return replace(self, labels=np.where(self.labels < 0, -1, numbers[self.labels]))
+        labels = np.zeros((len(self), classes), np.uint8)
+        labels[:, numbers] = self.labels
+        return replace(self, labels=labels)
 
     def image_records(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
         """The undecoded images at those positions."""
@@ -107,6 +130,8 @@ def open_source(
     splits: Mapping[str, str | None] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] | None = None,
     image_root: str | Path | None = None,
 ) -> Source:
     """Open a data set and find its image column, label column and splits.
@@ -120,12 +145,26 @@ def open_source(
         splits: Names of the splits to use as "train", "val" and "test", where the usual names do not serve.
         image_column: Name of the image column, where there are several.
         label_column: Name of the label column, where there are several.
+        label_separator: What stands between several labels of an image in one cell.
+        label_columns: Names of columns of 0 and 1, one a class.
         image_root: Folder that a table's paths are relative to; the table's own when not given.
 
     Raises:
         UserError: There is no such data set, column or split, or labels are missing.
     """
-    asked = Asked(source, config, revision, splits or {}, image_column, label_column, image_root)
+    if label_columns and (label_column or label_separator):
+        raise UserError("labels are in columns of 0 and 1, or in one column", advice="leave out {label_columns}")
+    asked = Asked(
+        source,
+        config,
+        revision,
+        splits or {},
+        image_column,
+        label_column,
+        label_separator,
+        label_columns,
+        image_root,
+    )
     for read in _READERS:
         if (found := read(asked)) is not None:
             break
@@ -143,12 +182,10 @@ def open_source(
 def _of_tables(read: Tables, asked: Asked) -> Source:
     """Tables with their columns and class numbers found out."""
     name, tables, splits = read.name, read.tables, asked.splits
-    image_column, label_column = asked.image_column, asked.label_column
     roles = _split_roles(tables, splits)
     features = next(iter(tables.values())).features
-    images = _columns.image_column(features, image_column)
-    labels = _columns.label_column(features, label_column)
-    class_names, to_class = _columns.class_labels(tables, list(roles.values()), labels)
+    images = _columns.image_column(features, asked.image_column)
+    labels, class_names, to_class = _columns.labels_of(tables, list(roles.values()), asked)
 
     found = {}
     for role, split in roles.items():
@@ -162,23 +199,23 @@ def _of_tables(read: Tables, asked: Asked) -> Source:
                 option="source",
             )
         numbers = to_class(table)
-        missing = int((numbers < 0).sum())
+        missing = int((numbers < 0).sum()) if numbers.ndim == 1 else 0
         if missing:
             if role == "test" and missing == len(numbers):
                 continue  # a public test split without labels, as ImageNet's
             raise UserError(
-                f"{missing} of {len(numbers)} labels in column '{labels}' of split '{split}' are missing or negative",
+                f"{missing} of {len(numbers)} {labels} of split '{split}' are missing or negative",
                 advice="remove those rows or choose another {label_column}",
             )
-        if beyond := int((numbers >= len(class_names)).sum()):
+        if numbers.ndim == 1 and (beyond := int((numbers >= len(class_names)).sum())):
             raise UserError(
-                f"{beyond} of {len(numbers)} labels in column '{labels}' of split '{split}' are above the last of its "
+                f"{beyond} of {len(numbers)} {labels} of split '{split}' are above the last of its "
                 f"{len(class_names)} classes (the highest is {int(numbers.max())})",
                 advice="mend them or choose another {label_column}",
             )
         found[role] = Split(split, _columns.undecoded(table, images), images, numbers, np.arange(len(numbers)))
     shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
-    description = f"{name}: images in '{images}', labels in '{labels}' ({len(class_names)} classes), {shown}"
+    description = f"{name}: images in '{images}', {labels} ({len(class_names)} classes), {shown}"
     license = None if asked.path is None else _license(asked, read.commit)
     return Source(name, description, class_names, found, read.commit, license)
 
@@ -187,14 +224,19 @@ def _of_files(files: LabelledFiles, asked: Asked) -> Source:
     """Labelled files with class numbers, those of the training split first."""
     label_names: list[str] | None = None
     found = {}
+    classes: NDArray[Any]
     for role in sorted(files.splits, key=list(SPLIT_NAMES).index):
         split, pairs = files.splits[role]
-        paths, labels = [path for path, _ in pairs], [label for _, label in pairs]
-        own = in_order(set(labels))
+        paths, labels = [path for path, _ in pairs], [cast("Any", label) for _, label in pairs]
+        several = any(isinstance(label, tuple) for label in labels)
+        own = in_order({name for label in labels for name in label} if several else set(labels))
         label_names = label_names or own
         numbers = match_classes(own, label_names, f"the {split} split", "the training split").numbers
-        number = {label: numbers[i] for i, label in enumerate(own)}
-        classes = np.fromiter((number[label] for label in labels), np.int64, len(labels))
+        if several:
+            classes = indicators(labels, label_names)
+        else:
+            number = {label: numbers[i] for i, label in enumerate(own)}
+            classes = np.fromiter((number[label] for label in labels), np.int64, len(labels))
         records = FileRecords(files.root, paths)
         found[role] = Split(split, records, records.column, classes, np.arange(len(paths)))
     assert label_names is not None

@@ -75,18 +75,18 @@ class Subsets:
             if "val" in splits:
                 problem = f"folds are cut from train, but the data has a dev split, {splits['val'].name}"
                 raise UserError(problem, advice="leave out {folds}")
-            parts = fold_of_each(splits["train"].labels, self.folds, seed)
+            parts = fold_of_each(splits["train"].strata, self.folds, seed)
             notes.append(_hold_out(splits, parts != self.fold, f"fold {self.fold} of {self.folds}"))
         elif "val" not in splits and self.val_fraction > 0:
-            kept, held = stratified_split(splits["train"].labels, self.val_fraction, seed)
+            kept, held = stratified_split(splits["train"].strata, self.val_fraction, seed)
             if len(held) and len(kept):
-                smallest = np.unique(splits["train"].labels, return_counts=True)[1].min()
+                smallest = np.unique(splits["train"].strata, return_counts=True)[1].min()
                 forced = round(self.val_fraction * smallest) == 0
                 asked = f", at least one a class, where {self.val_fraction:.0%} was asked for" if forced else ""
                 mask = np.zeros(len(held) + len(kept), bool)
                 mask[kept] = True
                 notes.append(_hold_out(splits, mask, "held out") + asked)
-        labels = splits["train"].labels
+        labels = splits["train"].strata
         if self.images_per_class is not None or self.train_fraction < 1:
             chosen = _chosen(labels, self.images_per_class, self.train_fraction, seed)
             note = f"trained on {len(chosen):,} of {len(labels):,}"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from mixer_finetune.data.columns import is_below
 from mixer_finetune.data.folders import is_image, printable
-from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, LabelledFiles
+from mixer_finetune.data.labels import joined, separated
+from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, Label, LabelledFiles
 from mixer_finetune.errors import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -35,7 +36,8 @@ _IMAGES = (
 _LABELS = ("label", "class", "labels", "classname", "category", "target", "species", "breed", "y")
 _SPLITS = ("split", "subset", "set", "partition", "fold")
 _ROLES = {name: role for role, names in SPLIT_NAMES.items() for name in names}
-Columns = Mapping[str, Sequence[str | None]]
+Cell = str | tuple[str, ...] | None
+Columns = Mapping[str, Sequence[Cell]]
 
 
 def read_table(asked: Asked) -> LabelledFiles | None:
@@ -59,8 +61,8 @@ def read_table(asked: Asked) -> LabelledFiles | None:
     return None
 
 
-def read_columns(path: Path) -> dict[str, list[str | None]]:
-    """A table's columns, all values as text, None where a cell is empty.
+def read_columns(path: Path) -> dict[str, list[Cell]]:
+    """A table's columns, all values as text or as lists of texts, None where a cell is empty.
 
     Raises:
         UserError: The file can't be read as what its suffix says.
@@ -96,7 +98,7 @@ def _delimiter(text: str) -> str:
     return max(",;\t", key=head.count)
 
 
-def _parquet_columns(path: Path) -> dict[str, list[str | None]]:
+def _parquet_columns(path: Path) -> dict[str, list[Cell]]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
@@ -115,7 +117,9 @@ def of_paths(path: Path, image_column: str | None) -> bool:
     return image_column in columns if image_column else _usual(columns, _IMAGES) is not None
 
 
-def _text(value: object) -> str | None:
+def _text(value: object) -> Cell:
+    if isinstance(value, list | tuple):
+        return tuple(str(item) for item in value)
     if value is None or value == "":
         return None
     return str(value) if not isinstance(value, bool) else str(int(value))
@@ -150,14 +154,8 @@ def labelled_files(
     images = _column(columns, asked.image_column, "image_column", _IMAGES, _of_images(columns), table)
     splits = _usual(columns, _SPLITS)
     others = [name for name in columns if name not in (images, splits)]
-    labels = _column(columns, asked.label_column, "label_column", _LABELS, others, table)
-    if empty := [i for i, label in enumerate(columns[labels]) if label is None]:
-        raise UserError(
-            f"{len(empty):,} of {len(columns[labels]):,} rows of {table} have no '{labels}' (the first is row "
-            f"{empty[0] + 1})",
-            advice="remove those rows, or choose another {label_column}",
-        )
-    paths = [path or "" for path in columns[images]]
+    named, labels = _labels(columns, others, asked, table)
+    paths = [str(path or "") for path in columns[images]]
     missing = [path for path in paths if not os.path.isfile(os.path.join(root, path))]
     if missing:
         raise UserError(
@@ -172,25 +170,48 @@ def labelled_files(
             f"{printable(outside[0])}) and are not read",
             advice="say where they are with {image_root}",
         )
-    pairs = [(path, str(label)) for path, label in zip(paths, columns[labels], strict=True)]
-    found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+    pairs = list(zip(paths, labels, strict=True))
+    found: dict[str, tuple[str, list[tuple[str, Label]]]] = {}
     left: dict[str, int] = {}
     if splits is None:
         found["train"] = ("train", pairs)
     else:
         names = {value: role for role, value in asked.splits.items() if value is not None}
-        for pair, value in zip(pairs, columns[splits], strict=True):
-            role = names.get(value or "") or _ROLES.get((value or "").casefold())
-            if role is None or (role in names.values() and names.get(value or "") != role):
+        for pair, cell in zip(pairs, columns[splits], strict=True):
+            value = str(cell or "")
+            role = names.get(value) or _ROLES.get(value.casefold())
+            if role is None or (role in names.values() and names.get(value) != role):
                 left[value or "an empty cell"] = left.get(value or "an empty cell", 0) + 1
             else:
-                found.setdefault(role, (str(value), []))[1].append(pair)
+                found.setdefault(role, (value, []))[1].append(pair)
         for role, name in ((role, name) for name, role in names.items()):
             if role not in found:
                 raise UserError(f"{table} has no row of split '{name}'", option=f"{role}_split")
     left_out = ", ".join(f"{count:,} rows of split '{value}'" for value, count in left.items())
-    kind = f"files in '{images}', labels in '{labels}'"
+    kind = f"files in '{images}', {named}"
     return LabelledFiles(printable(str(asked.source)), str(root), found, kind, left_out)
+
+
+def _labels(columns: Columns, others: list[str], asked: Asked, table: str) -> tuple[str, list[Label]]:
+    """Where the labels are, in words, and the label of each row, or its labels."""
+    if asked.label_columns:
+        if unknown := [name for name in asked.label_columns if name not in columns]:
+            choices = " or ".join(others)
+            raise UserError(f"{table} has no column '{unknown[0]}'", option="label_columns", choices=choices)
+        several = joined({name: columns[name] for name in asked.label_columns}, table)
+        return f"labels in {len(asked.label_columns)} columns", list(several)
+    name = _column(columns, asked.label_column, "label_column", _LABELS, others, table)
+    cells = columns[name]
+    if asked.label_separator:
+        return f"labels in '{name}' between '{asked.label_separator}'", list(separated(cells, asked.label_separator))
+    if empty := [i for i, label in enumerate(cells) if label is None]:
+        raise UserError(
+            f"{len(empty):,} of {len(cells):,} rows of {table} have no '{name}' (the first is row {empty[0] + 1})",
+            advice="remove those rows, or choose another {label_column}",
+        )
+    if any(isinstance(cell, tuple) for cell in cells):
+        return f"lists of labels in '{name}'", [cell if isinstance(cell, tuple) else (str(cell),) for cell in cells]
+    return f"labels in '{name}'", [str(cell) for cell in cells]
 
 
 def _plain(name: str) -> str:
@@ -204,7 +225,11 @@ def _usual(columns: Columns, names: Sequence[str]) -> str | None:
 
 def _of_images(columns: Columns) -> list[str]:
     """Columns whose values are names of image files."""
-    return [name for name, values in columns.items() if all(value and is_image(value) for value in list(values)[:20])]
+    return [
+        name
+        for name, cells in columns.items()
+        if all(isinstance(cell, str) and is_image(cell) for cell in list(cells)[:20])
+    ]
 
 
 def _column(

@@ -14,7 +14,7 @@ from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.engine.parts import Parts
 from mixer_finetune.errors import NoImagesError
 from mixer_finetune.evaluation.figures import write_pictures
-from mixer_finetune.evaluation.measures import ConfusionMatrix
+from mixer_finetune.evaluation.kinds import KINDS
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.report import write_report
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text, versions
@@ -22,7 +22,7 @@ from mixer_finetune.files import write_text
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card import model_card
 from mixer_finetune.sharing.push import push
-from mixer_finetune.training.judgement import judge_answers, judge_training
+from mixer_finetune.training.judgement import judge_training
 from mixer_finetune.training.metrics_file import read_rows
 
 log = logging.getLogger(__name__)
@@ -93,14 +93,14 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> 
     role = getattr(data, "evaluation_role", "test") if table is not None else None
     split = getattr(data, "splits", {}).get(role)
     metrics: dict[str, float] = {}
-    predictions = None
+    predictions, kind = None, KINDS[model.task.name]
     if table is not None:
         logged = {
             k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
         }
         metrics = {name: value for name, value in logged.items() if name != "loss"}
         name_of: Callable[[int], str] = split.image_name if split is not None else str
-        predictions = Predictions.from_table(table.numpy().astype(np.float64), name_of, names)
+        predictions = kind.answers.from_table(table.numpy().astype(np.float64), name_of, names)
         predictions.write(run.predictions_file)
     time_spent = {**training.get("time", {}), **({"test": round(seconds, 2)} if table is not None else {})}
     results = Results(
@@ -136,21 +136,17 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> 
         lr=training.get("lr"),
     )
     if predictions is not None:
-        results = results.with_intervals(predictions)
-    write_pictures(run, predictions, results)
+        results = results.with_intervals(*kind.measured(predictions))
+    write_pictures(run, predictions if isinstance(predictions, Predictions) else None, results)
     results = replace(results, judgement=_judgement(run, results, predictions, model.hparams.get("lr")))
     results.write(run)
 
 
-def _judgement(run: RunFolder, results: Results, predictions: Predictions | None, lr: Any) -> list[str]:
+def _judgement(run: RunFolder, results: Results, predictions: Any, lr: Any) -> list[str]:
     rate = lr if isinstance(lr, float | int) else None
-    said = judge_training(read_rows(run.metrics_file), len(results.classes), rate, results.ended_by)
-    if predictions is not None and len(predictions):
-        matrix = ConfusionMatrix.of(predictions)
-        counts = zip(results.classes, matrix.right.tolist(), matrix.labelled.tolist(), strict=True)
-        right = {name: (hits, n) for name, hits, n in counts}
-        said += judge_answers(right, results.calibration_error, float(predictions.confidence.mean()))
-    return said
+    kind, rows = KINDS[results.task], read_rows(run.metrics_file)
+    said = judge_training(rows, kind.guessing(len(results.classes)), rate, results.ended_by)
+    return said if predictions is None else said + kind.judged(predictions, results.calibration_error)
 
 
 def _say_what_came_out(run: RunFolder, results: Results) -> None:

@@ -140,6 +140,8 @@ def probe(cli: MixerCLI, options: ProbeOptions, output: Path | None = None) -> d
         data = build_data(cli)
         if not isinstance(data, ImageDataModule):
             raise UserError("probe needs the images of an ImageDataModule; leave out --data")
+        if data.task != "single_label":
+            raise UserError("a probe needs one label an image, and these have several", option="data.source")
         data.require("train")
         if "val" not in data.splits:
             advice = "name one with {val_split} or set {val_fraction}"

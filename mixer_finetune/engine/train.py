@@ -54,6 +54,8 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     data.trainer = trainer  # Lightning does so only in its fit
     planned_steps = model_steps(parts)
     _check_callbacks(trainer, planned_steps)
+    if isinstance(model, MixerClassifier) and isinstance(data, ImageDataModule):
+        model.take_task(data.task)  # before anything watches a metric of it
     _check_monitors(parts)
     if trainer.is_global_zero:
         _forget_results(run)

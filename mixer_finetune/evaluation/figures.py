@@ -27,7 +27,9 @@ MOST_NAMED_CLASSES = 200
 MOST_PIXELS = 1000  # on a side of a confusion matrix without names
 MOST_MARKERS = 40  # on a curve
 PANELS = ("loss", "accuracy", "learning rate")
-_AXES = {"loss": "cross-entropy", "accuracy": "top-1 accuracy", "learning rate": "learning rate"}
+_AXES = {"loss": "loss", "accuracy": "top-1 accuracy", "learning rate": "learning rate"}
+# What is plotted of a dev split where images have several labels: the share all of whose labels are right.
+_SEVERAL = "exact_match"
 
 
 class Curve(NamedTuple):
@@ -54,8 +56,15 @@ def curves(rows: list[dict[str, str]], panel: str) -> list[Curve]:
         train = _curve(rows, f"train/{panel}_epoch", "train, mean of an epoch")
         if len(train.steps) < 2:
             train = _curve(rows, f"train/{panel}", "train")
-        found = [train, _curve(rows, f"val/{panel}", "dev")]
+        dev = _SEVERAL if panel == "accuracy" and _several(rows) else panel
+        found = [train, _curve(rows, f"val/{dev}", "dev")]
+        if dev == _SEVERAL:
+            found.append(_curve(rows, "val/map", "dev, mean average precision"))
     return [curve for curve in found if curve.steps]
+
+
+def _several(rows: list[dict[str, str]]) -> bool:
+    return any(row.get(f"val/{_SEVERAL}") for row in rows)
 
 
 def _curve(rows: list[dict[str, str]], column: str, label: str) -> Curve:
@@ -69,7 +78,8 @@ def _plot(axis: Axes, rows: list[dict[str, str]], panel: str) -> None:
         marker = "o" if len(curve.steps) <= MOST_MARKERS else None
         axis.plot(curve.steps, curve.values, label=curve.label, marker=marker, markersize=3)
     last = max((int(row["step"]) for row in rows), default=1)
-    axis.set(xlabel="step", ylabel=_AXES[panel], title=panel.capitalize())
+    label = "all labels right" if panel == "accuracy" and _several(rows) else _AXES[panel]
+    axis.set(xlabel="step", ylabel=label, title=panel.capitalize())
     axis.set_xlim(-0.02 * last, 1.02 * last)  # the same steps in all panels
     axis.grid(alpha=0.3)
     if panel != "learning rate" and shown:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from mixer_finetune.data.preparing import evaluation_images
 from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.errors import UserError
+from mixer_finetune.evaluation.label_sets import ANSWERED
 from mixer_finetune.evaluation.predictions import prediction_columns
 from mixer_finetune.evaluation.rows import begin_rows, finish_rows, row_schema
 from mixer_finetune.files import write_atomically
@@ -46,11 +48,13 @@ class Answers(NamedTuple):
         top: (b, k) most probable classes, the most probable first.
         probabilities: (b, k) theirs.
         features: (b, C) pre-logits, float32.
+        labels: (b, classes) which classes are answers, where an image may have several; else None.
     """
 
     top: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     features: NDArray[np.float32]
+    labels: NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class Predictor:
         return self.backbone.label_names or [str(i) for i in range(self.backbone.num_classes)]
 
     @property
+    def several(self) -> bool:
+        """Whether an image may have several labels, each of them from a probability of one half on."""
+        return self.backbone.task == "multi_label"
+
+    @property
     def computed_by(self) -> str:
         """What the answers depend on besides the images, so that a resumed predict does not mix two kinds."""
         weights = b"".join(value.detach().cpu().numpy().tobytes() for value in self.backbone.head.state_dict().values())
@@ -128,10 +137,13 @@ class Predictor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             pre_logits = [self.backbone.forward_pre_logits(view) for view in views]  # each (b, C)
             logits = [self.backbone.head(view) for view in pre_logits]
-        probabilities = torch.stack([view.float().softmax(-1) for view in logits]).mean(0)[:count]  # (b, classes)
+        probabilities = torch.stack([self.backbone.probabilities(view) for view in logits]).mean(0)[
+            :count
+        ]  # (b, classes)
         top = probabilities.topk(self.top_k)
         features = torch.stack(pre_logits).float().mean(0)[:count]
-        return Answers(top.indices.cpu().numpy(), top.values.cpu().numpy(), features.cpu().numpy())
+        labels = (probabilities >= ANSWERED).cpu().numpy() if self.several else None
+        return Answers(top.indices.cpu().numpy(), top.values.cpu().numpy(), features.cpu().numpy(), labels)
 
 
 def write_predictions(
@@ -166,7 +178,7 @@ def write_predictions(
         UserError: There is nothing to go on with, or something that is not to be lost.
         OSError: The disk is full.
     """
-    schema, part = row_schema(predictor.top_k, features, predictor.computed_by), part_file(target)
+    schema, part = row_schema(predictor.top_k, features, predictor.several, predictor.computed_by), part_file(target)
     done = begin_rows(part, schema, images, resume)
     rest = images.take(np.arange(done, len(images)), images.name)
     with open(part, "ab") as file:
@@ -201,6 +213,9 @@ def _rows(
                 pairs = zip(answers.top[i].tolist(), answers.probabilities[i].tolist(), strict=True)
                 cells = [cell for j, p in pairs for cell in (names[j], p)]
                 rows[index] = dict(zip(prediction_columns(predictor.top_k), cells, strict=True))
+                if answers.labels is not None:
+                    chosen = [names[j] for j in np.flatnonzero(answers.labels[i])]
+                    rows[index]["labels"] = json.dumps(chosen, ensure_ascii=False)
                 if "features" in schema.names:
                     rows[index]["features"] = answers.features[i]
             if explain is not None:

@@ -113,12 +113,12 @@ class Predictions:
 
     def csv(self) -> str:
         """The content of predictions.csv: a line for each image, in the order of the split."""
-        lines = [_csv_line(["index", "file", "label", *prediction_columns(self.top.shape[1])])]
+        lines = [csv_line(["index", "file", "label", *prediction_columns(self.top.shape[1])])]
         columns = (self.indices, self.files, self.labels, self.top, self.probabilities)
         for index, file, label, top, probabilities in zip(*columns, strict=True):
             pairs = zip(top, probabilities, strict=True)
             answers = [cell for i, p in pairs for cell in (self.names[i], f"{p:.{DECIMALS}f}")]
-            lines.append(_csv_line([index, file, self.names[label], *answers]))
+            lines.append(csv_line([index, file, self.names[label], *answers]))
         return "".join(lines)
 
     def __len__(self) -> int:
@@ -147,7 +147,8 @@ class Predictions:
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
 
 
-def _csv_line(cells: Iterable[Any]) -> str:
+def csv_line(cells: Iterable[Any]) -> str:
+    """A line of a CSV file, with what a reader needs to have quoted."""
     # The csv module quotes a carriage return only where it is part of the line's end, and can't read it back unquoted.
     text = io.StringIO()
     csv.writer(text, lineterminator="\r\n").writerow(cells)

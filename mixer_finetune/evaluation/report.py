@@ -17,10 +17,7 @@ from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation import page
 from mixer_finetune.evaluation.explain import check_method
 from mixer_finetune.evaluation.figures import learning_curves_svg
-from mixer_finetune.evaluation.measures import ConfusionMatrix
-from mixer_finetune.evaluation.predictions import Predictions
-from mixer_finetune.evaluation.report_classes import class_sections
-from mixer_finetune.evaluation.report_images import image_sections
+from mixer_finetune.evaluation.kinds import KINDS
 from mixer_finetune.evaluation.report_weights import weights_section
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text
 from mixer_finetune.evaluation.splits import open_data
@@ -73,15 +70,15 @@ def write_report(
         page.section("Learning curves", page.row(learning_curves_svg(read_rows(run.metrics_file)), "figure")),
     ]
     if results.metrics:
-        predictions = Predictions.read(run.predictions_file, results.classes)
-        matrix = ConfusionMatrix.of(predictions)
-        sections += class_sections(predictions, matrix)
+        kind = KINDS[results.task]
+        predictions = kind.answers.read(run.predictions_file, results.classes)
+        sections += kind.class_sections(predictions)
         if predictions.right.all():
             sections.append(page.section("Mistakes", "<p>None: every image was classified rightly.</p>"))
         else:
             try:
                 opened = split or _evaluated_split(config, results)
-                sections += image_sections(predictions, matrix, backbone, opened, method, say)
+                sections += kind.image_sections(predictions, backbone, opened, method, say)
             except UserError as error:
                 problem = f"<p>The images can't be shown: {page.text(error)}.</p>"
                 sections.append(page.section("Mistakes", problem))

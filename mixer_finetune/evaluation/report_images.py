@@ -124,12 +124,15 @@ def _pairs(predictions: Predictions, matrix: ConfusionMatrix, split: Split, prep
 
 
 def _decoded(split: Split, predictions: Predictions, row: int, preprocessing: Preprocessing) -> Image.Image | None:
-    """The image of a row; None where it can't be decoded, or the split no longer has it at its place."""
-    index = predictions.indices[row : row + 1]
-    if index[0] >= len(split) or split.image_name(int(index[0])) != predictions.files[row]:
+    return decoded_image(split, predictions.files[row], int(predictions.indices[row]), preprocessing)
+
+
+def decoded_image(split: Split, file: str, index: int, preprocessing: Preprocessing) -> Image.Image | None:
+    """An image of a split; None where it can't be decoded, or the split no longer has that file at its place."""
+    if index >= len(split) or split.image_name(index) != file:
         return None
     size = max(math.ceil(max(preprocessing.image_size) / preprocessing.crop_pct), page.THUMBNAIL)
     try:
-        return decode(split.image_records(index)[0], predictions.files[row], size, preprocessing.mode)
+        return decode(split.image_records(np.array([index]))[0], file, size, preprocessing.mode)
     except BadImage:
         return None

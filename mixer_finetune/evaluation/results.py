@@ -14,14 +14,21 @@ import torch
 
 from mixer_finetune import __version__
 from mixer_finetune.errors import UserError
-from mixer_finetune.evaluation.measures import calibration, intervals
-from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.runs import RunFolder
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-METRIC_NAMES = {"accuracy": "top-1 accuracy", "top5_accuracy": "top-5 accuracy", "macro_f1": "macro-F1"}
+METRIC_NAMES = {
+    "accuracy": "top-1 accuracy",
+    "top5_accuracy": "top-5 accuracy",
+    "macro_f1": "macro-F1",
+    "map": "mean average precision",
+    "micro_f1": "micro-F1",
+    "exact_match": "exact match",
+}
+# As the Hub's model index calls them; all others are accuracies.
+METRIC_TYPES = {"macro_f1": "f1", "micro_f1": "f1", "map": "mAP", "exact_match": "exact_match"}
 _VERSIONS_OF = ("torch", "torchvision", "lightning", "torchmetrics", "datasets", "huggingface_hub", "numpy")
 
 
@@ -38,7 +45,7 @@ class Results:
         train_samples: Images of the training split.
         bad_images: What went wrong with images that could not be decoded.
         classes: Names of the classes, in order.
-        task: "single_label".
+        task: "single_label" or "multi_label".
         monitor: The metric that tells better weights from worse ones.
         dev: Metrics and loss on the dev split at the end of training; None where there is no dev split.
         backbone: Where the weights came from: `source`, `weights`, `revision`, ...
@@ -114,10 +121,10 @@ class Results:
         """Write results.json."""
         run.write_json(run.results_file, asdict(self))
 
-    def with_intervals(self, predictions: Predictions) -> Results:
-        """The same with what the predictions add: intervals of the metrics, and the calibration error."""
-        rounded = {name: (round(low, 5), round(high, 5)) for name, (low, high) in intervals(predictions).items()}
-        return replace(self, intervals=rounded, calibration_error=round(calibration(predictions)[1], 5))
+    def with_intervals(self, intervals: dict[str, tuple[float, float]], calibration_error: float) -> Results:
+        """The same with intervals of the metrics, and the calibration error."""
+        rounded = {name: (round(low, 5), round(high, 5)) for name, (low, high) in intervals.items()}
+        return replace(self, intervals=rounded, calibration_error=round(calibration_error, 5))
 
     @property
     def partial(self) -> bool:

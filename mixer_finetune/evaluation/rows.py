@@ -20,16 +20,17 @@ from mixer_finetune.evaluation.predictions import prediction_columns
 from mixer_finetune.files import write_atomically
 
 
-def row_schema(k: int, features: bool, computed_by: str) -> pa.Schema:
+def row_schema(k: int, features: bool, several: bool, computed_by: str) -> pa.Schema:
     """Columns: file, the k most probable labels with their probabilities, what went wrong, and pre-logits if wanted.
 
     Args:
         k: Labels a row.
         features: Whether there are pre-logits.
+        several: Whether an image may have several labels: its labels are then a JSON list of names.
         computed_by: What the values depend on besides the images, so that a resumed predict does not mix two kinds.
     """
     columns = [(name, pa.string() if name.startswith("label") else pa.float32()) for name in prediction_columns(k)]
-    fields = [("file", pa.string()), *columns, ("error", pa.string())]
+    fields = [("file", pa.string()), *([("labels", pa.string())] if several else []), *columns, ("error", pa.string())]
     fields += [("features", pa.list_(pa.float32()))] if features else []
     return pa.schema(fields, metadata={"computed_by": computed_by})
 

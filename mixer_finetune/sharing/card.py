@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from mixer_finetune.backbones.families import BUNDLED, VARIANTS
 from mixer_finetune.backbones.folder import beyond_timm
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.data.reading import BUNDLED as BUNDLED_DATA
+from mixer_finetune.evaluation.kinds import KINDS
+from mixer_finetune.evaluation.label_measures import label_figures
+from mixer_finetune.evaluation.label_sets import LabelSets
 from mixer_finetune.evaluation.measures import ConfusionMatrix, class_figures, most_confused
 from mixer_finetune.evaluation.predictions import Predictions
-from mixer_finetune.evaluation.results import METRIC_NAMES, Results, metric_name, metric_text, options_of
+from mixer_finetune.evaluation.results import METRIC_NAMES, METRIC_TYPES, Results, metric_name, metric_text, options_of
 from mixer_finetune.runs import RunFolder
 
 MOST_LISTED_CLASSES = 50
@@ -80,11 +84,11 @@ def model_card(run: RunFolder, repo_id: str | None = None, *, backbone: Backbone
         "## Use\n\n" + _usage(backbone, repo_id or "user/name"),
     ]
     if results.metrics:
-        predictions = Predictions.read(run.predictions_file, results.classes)
-        matrix = ConfusionMatrix.of(predictions)
+        predictions = KINDS[results.task].answers.read(run.predictions_file, results.classes)
+        classes, limits = _OF_TASK[results.task](results, predictions)
         parts += [
-            "## Results\n\n" + _results(results, matrix),
-            "## Limitations\n\n" + _limitations(results, predictions, matrix),
+            "## Results\n\n" + _results(results, classes),
+            "## Limitations\n\n" + _limitations(results, limits),
         ]
     parts += ["## Training\n\n" + _training(config, results, data_name), "## Citation\n\n" + _CITATION]
     return "\n\n".join(parts) + "\n"
@@ -103,7 +107,7 @@ def _metadata(results: Results, backbone: Backbone, title: str, data_name: str) 
             dataset_name=measured,
             dataset_revision=data["revision"],
             dataset_split=results.split,
-            metric_type="f1" if name == "macro_f1" else "accuracy",
+            metric_type=METRIC_TYPES.get(name, "accuracy"),
             metric_name=METRIC_NAMES[name],
             metric_value=round(value, 5),
         )
@@ -137,8 +141,10 @@ def _purpose(results: Results, backbone: Backbone, data_name: str) -> str:
         if resized := start.get("resized"):
             weights += f" (resized from {resized['from'][0]} x {resized['from'][1]} px by `{resized['method']}`)"
     data = _linked(data_name, results.data["revision"], "datasets/")
+    several = results.task == "multi_label"
+    asked = "Says which of" if several else "Classifies images into"
     return (
-        f"Classifies images into {len(names)} classes: {listed}.\n\n"
+        f"{asked} {len(names)} classes{' an image shows, each on its own' if several else ''}: {listed}.\n\n"
         f"It is a `{backbone.architecture}` for {height} x {width} px with {results.parameters:,} parameters, "
         f"{weights}, trained on {data} by mixer_finetune."
     )
@@ -174,7 +180,8 @@ def _usage(backbone: Backbone, repo_id: str) -> str:
     )  # fmt: skip
 
 
-def _results(results: Results, matrix: ConfusionMatrix) -> str:
+def _results(results: Results, classes: list[str]) -> str:
+    """The metrics, the pictures, and a table of the classes, in lines."""
     the = "" if results.partial else "the "
     lines = [
         f"On {the}{results.measured_on} images of split {markdown_code(str(results.split))}:",
@@ -188,7 +195,13 @@ def _results(results: Results, matrix: ConfusionMatrix) -> str:
         lines.append(f"| {markdown(metric_name(name))} | {metric_text(name, value)} | {interval} |")
     if results.calibration_error is not None:
         lines.append(f"| expected calibration error | {results.calibration_error:.2%} | |")
-    lines += ["", "![Confusion matrix](confusion_matrix.png)", "", "![Learning curves](learning_curves.png)", ""]
+    return "\n".join([*lines, "", *classes])
+
+
+def _of_one_label(results: Results, predictions: Predictions) -> tuple[list[str], list[str]]:
+    """Pictures and classes, and where the model fails, each in lines."""
+    matrix = ConfusionMatrix.of(predictions)
+    lines = ["![Confusion matrix](confusion_matrix.png)", "", "![Learning curves](learning_curves.png)", ""]
     shown = [(c, c.recall) for c in class_figures(matrix, results.classes) if c.recall is not None]
     if missing := matrix.without_images:
         lines += [f"{missing:,} of {matrix.classes:,} classes have no image in the split and are left out.", ""]
@@ -198,21 +211,14 @@ def _results(results: Results, matrix: ConfusionMatrix) -> str:
     lines += ["| class | images | recall | precision | F1 |", "|-|-|-|-|-|"]
     for c, recall in shown:
         lines.append(f"| {markdown(c.name)} | {c.images} | {recall:.1%} | {c.precision:.1%} | {c.f1:.1%} |")
-    return "\n".join(lines)
+    return lines, _failures(results.classes, predictions, matrix)
 
 
-def _limitations(results: Results, predictions: Predictions, matrix: ConfusionMatrix) -> str:
-    names, lines = results.classes, []
-    if note := partial_note(results):
-        lines.append(f"- {note.capitalize()}.")
+def _failures(names: list[str], predictions: Predictions, matrix: ConfusionMatrix) -> list[str]:
     recalls = [(c.recall, c) for c in class_figures(matrix, names) if c.recall is not None and c.recall < 1]
     worst = sorted(recalls, key=lambda pair: pair[0])[:WORST_CLASSES]
     told = ", ".join(f"{markdown(c.name)} ({recall:.0%} of {c.images})" for recall, c in worst)
-    lines.append(f"- Lowest recall: {told}." if worst else "- Every image of the split was classified rightly.")
-    if results.role != "test":
-        lines.append(
-            "- There was no test split: the results are of the dev split, which choices may have been made on."
-        )
+    lines = [f"- Lowest recall: {told}." if worst else "- Every image of the split was classified rightly."]
     if pairs := most_confused(matrix, WORST_PAIRS):
         told = ", ".join(f"{markdown(names[p.true])} called {markdown(names[p.predicted])} ({p.images})" for p in pairs)
         lines.append(f"- Most frequent confusions: {told}.")
@@ -222,10 +228,41 @@ def _limitations(results: Results, predictions: Predictions, matrix: ConfusionMa
         f"- Calibration: mean confidence {confidence:.1%} at an accuracy of {accuracy:.1%} ({tendency}confident by "
         f"{abs(confidence - accuracy):.1%}); confidences are not corrected."
     )
-    lines.append(
-        "- Measured on images of the same source as the training images; on others expect less. It names one of its "
-        f"{len(names)} classes whatever it is shown."
-    )
+    return lines
+
+
+def _of_several_labels(results: Results, found: LabelSets) -> tuple[list[str], list[str]]:
+    """Picture and classes, and where the model fails, each in lines."""
+    figures = [f for f in label_figures(found) if f.average_precision is not None and f.recall is not None]
+    figures.sort(key=lambda f: f.average_precision or 0.0)
+    lines = ["![Learning curves](learning_curves.png)", "", "A class is an answer from a probability of 0.5 on.", ""]
+    if missing := len(found.names) - len(figures):
+        lines += [f"{missing:,} of {len(found.names):,} classes have no image in the split and are left out.", ""]
+    lines += ["| class | images | average precision | recall | precision | F1 |", "|-|-|-|-|-|-|"]
+    for f in figures[:MOST_LISTED_CLASSES]:
+        shares = (f.average_precision, f.recall, f.precision, f.f1)
+        lines.append(f"| {markdown(f.name)} | {f.images} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+    told = ", ".join(f"{markdown(f.name)} ({f.average_precision:.0%})" for f in figures[:WORST_CLASSES])
+    return lines, [f"- Lowest average precision: {told}."]
+
+
+_OF_TASK: dict[str, Callable[[Results, Any], tuple[list[str], list[str]]]] = {
+    "single_label": _of_one_label,
+    "multi_label": _of_several_labels,
+}
+
+
+def _limitations(results: Results, failures: list[str]) -> str:
+    lines = [f"- {note.capitalize()}."] if (note := partial_note(results)) else []
+    lines += failures
+    if results.role != "test":
+        lines.append(
+            "- There was no test split: the results are of the dev split, which choices may have been made on."
+        )
+    told = "- Measured on images of the same source as the training images; on others expect less."
+    if results.task == "single_label":
+        told += f" It names one of its {len(results.classes)} classes whatever it is shown."
+    lines.append(told)
     if results.bad_images:
         lines.append(f"- {len(results.bad_images)} images could not be decoded and were left out.")
     return "\n".join(lines)

@@ -143,7 +143,7 @@ def _images(backbone: Backbone, batch: int) -> Tensor:
 def _difference(backbone: Backbone, load: Logits) -> float:
     """Largest difference of a probability, over batches of one and of three images."""
     return max(
-        float((load(images).float().softmax(-1) - backbone(images).softmax(-1)).abs().max())
+        float((backbone.probabilities(load(images)) - backbone.probabilities(backbone(images))).abs().max())
         for images in (_images(backbone, 1), _images(backbone, 3))
     )
 
@@ -226,9 +226,9 @@ def _quantized(path: Path, exact: Logits, config: dict[str, Any], backbone: Back
         raise UserError(
             "int8 is measured on a dev or test split, and the run's data has none", advice="leave {quantize} out"
         )
-    labels, exactly, roughly = _probabilities(data, role, exact, _onnx_logits(path))
-    before, after = (float((found.argmax(-1) == labels).float().mean()) for found in (exactly, roughly))
-    same = float((exactly.argmax(-1) == roughly.argmax(-1)).float().mean())
+    labels, exactly, roughly = _probabilities(data, role, backbone, exact, _onnx_logits(path))
+    before, after = (_agreement(found, labels) for found in (exactly, roughly))
+    same = _agreement(roughly, exactly.argmax(-1) if labels.ndim == 1 else exactly)
     split = data.splits[role]
     figures = (
         f"on {len(split):,} images of split {split.name}: accuracy of int8 {after:.2%}, of float32 {before:.2%}; "
@@ -240,15 +240,22 @@ def _quantized(path: Path, exact: Logits, config: dict[str, Any], backbone: Back
     return figures
 
 
+def _agreement(probabilities: Tensor, labels: Tensor) -> float:
+    """Share of the labels, (n,) or (n, C), that the probabilities (n, C) answer so."""
+    if labels.ndim == 1:
+        return float((probabilities.argmax(-1) == labels).float().mean())
+    return float(((probabilities >= 0.5) == (labels >= 0.5)).float().mean())
+
+
 def _no_advice(record: logging.LogRecord) -> bool:
     return "pre-processing before quantization" not in record.getMessage()
 
 
 @torch.inference_mode()
-def _probabilities(data: ImageDataModule, role: str, *models: Logits) -> tuple[Tensor, ...]:
+def _probabilities(data: ImageDataModule, role: str, backbone: Backbone, *models: Logits) -> tuple[Tensor, ...]:
     """The labels (n,) of a split's images, and the probabilities (n, C) that each model gives them."""
     found = []
     for batch in data.eval_dataloader(role):
         batch = data.prepare(batch, training=False)
-        found.append((batch.labels, *(logits(batch.images).float().softmax(-1) for logits in models)))
+        found.append((batch.labels, *(backbone.probabilities(logits(batch.images)) for logits in models)))
     return tuple(torch.cat(part) for part in zip(*found, strict=True))

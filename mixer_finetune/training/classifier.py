@@ -37,6 +37,7 @@ from mixer_finetune.training.rate_finder import find_rate
 from mixer_finetune.training.rates import recommended_rate
 from mixer_finetune.training.schedule import WarmupCosine, schedule_config
 from mixer_finetune.training.sharpness import Sharpness
+from mixer_finetune.training.task import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class MixerClassifier(EvaluatedModule):
         num_classes: Classes of the data, where it does not name them; the backbone's own when not given.
         label_names: Names of the classes; those of an ImageDataModule when not given. The backbone's trained head is
             kept only if it was trained for these very names.
+        task: single_label (one label an image) or multi_label (none, one or several: a sigmoid for each class, targets
+            (B, classes) of 0 and 1); that of the ImageDataModule, else the backbone's own, when not given.
         image_size: Side, or [height, width], of the input in pixels; the backbone's own when not given.
         patch_size: Side of the patches in pixels; the backbone's own when not given.
         in_chans: Channels of the input: 1 (grey), 3 (RGB) or 4 (RGBA); the backbone's own when not given.
@@ -116,6 +119,7 @@ class MixerClassifier(EvaluatedModule):
         backbone: str | Path | Backbone = "mixer_nano",
         num_classes: int | None = None,
         label_names: list[str] | None = None,
+        task: Literal["single_label", "multi_label"] | None = None,
         image_size: int | tuple[int, int] | None = None,
         patch_size: int | None = None,
         in_chans: int | None = None,
@@ -171,6 +175,7 @@ class MixerClassifier(EvaluatedModule):
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
 
         self.backbone = backbone
+        self._ask(task or backbone.task)
         self._put_head(num_classes, label_names)
         choose_trained(self.backbone, train)
         self.backbone.checkpoint_activations = checkpoint_activations
@@ -178,7 +183,6 @@ class MixerClassifier(EvaluatedModule):
             self.backbone.compile_blocks()
 
         self._log = TrainingLog()
-        self.criterion = Loss(self.task)
         self._sharpness = Sharpness(sam_rho, sam_adaptive) if sam_rho else None
         self._ema_state: dict[str, Any] | None = None
         self.features: dict[str, Features] = {}
@@ -198,7 +202,7 @@ class MixerClassifier(EvaluatedModule):
     def assembled(self) -> Backbone:
         """Backbone and head as one model, in timm's form, with the pre-processing that it is evaluated with."""
         whole = self.backbone.with_head(self.head)
-        whole.label_names = self.label_names
+        whole.label_names, whole.task = self.label_names, self.task.name
         whole.preprocessing = getattr(self._datamodule, "preprocessing", None) or self.preprocessing
         return whole
 
@@ -219,6 +223,8 @@ class MixerClassifier(EvaluatedModule):
             UserError: The model was made for other classes, or nobody says how many there are.
         """
         names, options = getattr(self._datamodule, "label_names", None), self._options
+        if (task := getattr(self._datamodule, "task", None)) is not None:
+            self.take_task(task)
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
         if names is None:
             if fitting and options.label_names is None and options.num_classes is None:
@@ -233,6 +239,27 @@ class MixerClassifier(EvaluatedModule):
         elif list(names) != self.label_names:
             if note := self._datamodule.match_classes(self.label_names):
                 log.info(note)
+
+    def take_task(self, task: str) -> None:
+        """Train for what the data asks of an image.
+
+        Args:
+            task: "single_label" or "multi_label".
+
+        Raises:
+            UserError: The model was made for another task, or is not being trained.
+        """
+        if task == self.task.name:
+            return
+        trained = self._trainer is not None and self._trainer.state.fn != "fit"
+        if self._options.task is not None or trained:
+            raise UserError(f"the model is {self.task.name}, but the data is {task}", option="task", choices=task)
+        self._ask(task)
+        self.make_metrics(self.backbone.with_head(self.head).num_classes)
+
+    def _ask(self, task: str) -> None:
+        self.task = TASKS[task]
+        self.criterion = Loss(self.task)
 
     def _put_head(self, classes: int | None, label_names: list[str] | None) -> None:
         """Take the head for those classes, and make metrics for it."""

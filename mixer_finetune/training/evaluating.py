@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,7 +13,7 @@ from mixer_finetune.data.batches import Batch
 from mixer_finetune.errors import NoImagesError
 from mixer_finetune.training.averages import WeightEma
 from mixer_finetune.training.measuring import Answers, SplitMetrics
-from mixer_finetune.training.task import SINGLE_LABEL, Task
+from mixer_finetune.training.task import SINGLE_LABEL
 
 
 class EvaluatedModule(pl.LightningModule):
@@ -21,19 +21,19 @@ class EvaluatedModule(pl.LightningModule):
 
     Attributes:
         ema: The average of the weights, measured beside them on the dev split; None where there is none.
-        test_table: After a test: (n, 2 + 2k) index, label, k most probable classes, their probabilities.
+        task: What is asked of an image.
+        test_table: After a test: a row for each image, its index and what the task keeps.
     """
-
-    task: ClassVar[Task] = SINGLE_LABEL
 
     def __init__(self) -> None:
         super().__init__()
-        self.answers = Answers(self.task)
+        self.task = SINGLE_LABEL
         self.test_table: Tensor | None = None
         self.ema: WeightEma | None = None
 
     def make_metrics(self, classes: int) -> None:
-        """Make metrics for that many classes."""
+        """Make metrics of the task for that many classes."""
+        self.answers = Answers(self.task)
         self.dev, self.dev_ema, self.test = (
             SplitMetrics(self.task, classes, prefix) for prefix in ("val/", "val/ema_", "test/")
         )

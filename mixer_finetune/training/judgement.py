@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 OVERFITTED, AUGMENTED, UNLEARNT = 0.10, 0.02, 0.90
 # Relative changes of a loss.
 STILL_FALLING, RISEN = 0.03, 0.15
+NO_LOSS = 0.02  # below it there is nothing left to learn
 MISCALIBRATED = 0.05
 FEWEST_IMAGES = 5  # of a class, to say anything about it
 
@@ -35,7 +35,9 @@ class Epochs:
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, str]]) -> Epochs:
         """From the rows of metrics.csv; of an epoch's rows the last counts."""
-        names = ("train/loss_epoch", "train/accuracy_epoch", "val/loss", "val/accuracy")
+        # Of several labels an image all must be right.
+        right = "val/accuracy" if any("val/accuracy" in row for row in rows) else "val/exact_match"
+        names = ("train/loss_epoch", "train/accuracy_epoch", "val/loss", right)
         found: dict[int, list[float]] = {}
         for row in rows:
             if all(row.get(name) for name in names):
@@ -45,13 +47,13 @@ class Epochs:
 
 
 def judge_training(
-    rows: Sequence[Mapping[str, str]], classes: int, lr: float | None = None, ended_by: str | None = "schedule"
+    rows: Sequence[Mapping[str, str]], guessing: float, lr: float | None = None, ended_by: str | None = "schedule"
 ) -> list[str]:
     """Sentences on how training went.
 
     Args:
         rows: Of metrics.csv.
-        classes: Of the data.
+        guessing: Loss of an answer that knows nothing.
         lr: Highest learning rate, where it is known.
         ended_by: What ended the run.
 
@@ -64,9 +66,9 @@ def judge_training(
     train, dev = epochs.train_accuracy[-1], epochs.dev_accuracy[-1]
     rate = "" if lr is None else f" of {lr:g}"
     said = []
-    if stuck := _stuck(epochs, classes):
+    if stuck := _stuck(epochs, guessing):
         said.append(
-            f"The training loss hardly moved ({stuck}; guessing has {math.log(classes):.2f}): the learning rate{rate} "
+            f"The training loss hardly moved ({stuck}; guessing has {guessing:.2f}): the learning rate{rate} "
             "is too low, or far too high. Try ten times as much, or --model.lr auto."
         )
     elif train < UNLEARNT and train - dev < OVERFITTED / 2:
@@ -100,10 +102,10 @@ def judge_training(
     return said
 
 
-def _stuck(epochs: Epochs, classes: int) -> str:
+def _stuck(epochs: Epochs, guessing: float) -> str:
     """First and last training loss, where they are alike and near guessing; else nothing."""
     first, last = epochs.train_loss[0], epochs.train_loss[-1]
-    if min(last, epochs.dev_loss[-1]) > 0.9 * math.log(classes) and last > 0.9 * first:
+    if min(last, epochs.dev_loss[-1]) > 0.9 * guessing and last > 0.9 * first:
         return f"{first:.2f} to {last:.2f}"
     return ""
 
@@ -112,7 +114,7 @@ def _still_falling(epochs: Epochs) -> str:
     """How the dev loss fell over the last fifth of the epochs, where it did and was lowest at the end; else nothing."""
     back = max(1, len(epochs.number) // 5)
     before, last = epochs.dev_loss[-1 - back], epochs.dev_loss[-1]
-    if last == min(epochs.dev_loss) and before > 0 and (before - last) / before > STILL_FALLING:
+    if last == min(epochs.dev_loss) and before > NO_LOSS and (before - last) / before > STILL_FALLING:
         span = "epoch" if back == 1 else f"{back} epochs"
         return f"{before:.2f} to {last:.2f} in the last {span}"
     return ""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import CatMetric, MeanMetric, MetricCollection
 
-from mixer_finetune.training.task import TOP_K, Task
+from mixer_finetune.training.task import Task
 
 
 class SplitMetrics(nn.Module):
@@ -49,7 +49,7 @@ class SplitMetrics(nn.Module):
 
 
 class Answers(nn.Module):
-    """A table of answers, one row an image: its index, its label, its k most probable classes, their probabilities."""
+    """A table of answers, one row an image: its index, and what the task keeps."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Answers(nn.Module):
 
         Args:
             logits: (b, C).
-            targets: (b,) class numbers.
+            targets: As the task has them.
             indices: (b,) positions of the images in the split; None for images that come in its order.
         """
         if indices is None:
@@ -71,13 +71,12 @@ class Answers(nn.Module):
         self.seen += len(logits)
         # The model's type in bf16-true can't count.
         self.rows.set_dtype(torch.float32)
-        top = self.task.probabilities(logits).topk(min(TOP_K, logits.shape[-1]))
         index = torch.from_numpy(indices).to(logits.device)
-        row = [index[:, None], targets[:, None], top.indices, top.values]
+        row = [index[:, None], *self.task.rows(targets, self.task.probabilities(logits))]
         self.rows.update(torch.cat([part.float() for part in row], dim=1))
 
     def compute(self) -> Tensor:
-        """The table over all devices, (n, 2 + 2k), on the CPU; a new split begins."""
+        """The table over all devices, (n, columns), on the CPU; a new split begins."""
         table: Tensor = self.rows.compute().cpu()
         with torch.inference_mode(False):
             self.rows.reset()

@@ -95,6 +95,8 @@ def start_from_probe(module: Any, data: Any) -> str:
     if not hasattr(data, "splits") or not isinstance(head, nn.Linear):
         problem = "a probe needs the images of an ImageDataModule, and a linear head"
         raise UserError(problem, option="head", choices="new")
+    if module.task.name != "single_label":
+        raise UserError("a probe needs one label an image, and these have several", option="head", choices="new")
     features, labels = pre_logits(module, data)
     probe = fit_probe(features, labels, head.out_features)
     with torch.no_grad():

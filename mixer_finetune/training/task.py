@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from mixer_finetune.training.metrics import MacroF1
+from mixer_finetune.training.metrics import ExactMatch, LabelF1, MacroF1, MeanAveragePrecision
 
 TOP_K = 5
 
@@ -30,6 +30,8 @@ class Task:
         right: (logits (B, C), targets) to the number of images that are answered rightly, a scalar.
         metrics: Number of classes to what is measured on a split, by name.
         monitor: The metric that tells better weights from worse ones; more is better.
+        rows: (targets, probabilities (B, C)) to what is kept of each image for its predictions, as parts (B, columns).
+        losses_allowed: Names of the losses that fit.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Task:
     right: Callable[[Tensor, Tensor], Tensor]
     metrics: Callable[[int], dict[str, Metric]]
     monitor: str
+    rows: Callable[[Tensor, Tensor], list[Tensor]]
+    losses_allowed: tuple[str, ...]
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -67,6 +71,30 @@ def _multiclass_metrics(classes: int) -> dict[str, Metric]:
     return measured
 
 
+def _most_probable(labels: Tensor, probabilities: Tensor) -> list[Tensor]:
+    top = probabilities.topk(min(TOP_K, probabilities.shape[-1]))
+    return [labels[:, None], top.indices, top.values]
+
+
+def _half_way(targets: Tensor, logits: Tensor, label_smoothing: float) -> Tensor:
+    """Targets, each brought that share of the way to one half."""
+    return targets.to(logits) * (1 - label_smoothing) + label_smoothing / 2
+
+
+def _binary(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    soft = _half_way(targets, logits, label_smoothing)
+    return F.binary_cross_entropy_with_logits(logits, soft, reduction="none").sum(-1)
+
+
+def _multilabel_metrics(classes: int) -> dict[str, Metric]:
+    return {
+        "map": MeanAveragePrecision(classes),
+        "macro_f1": LabelF1(classes, "macro"),
+        "micro_f1": LabelF1(classes, "micro"),
+        "exact_match": ExactMatch(),
+    }
+
+
 # One label an image: targets are class numbers, (B,), or where training mixes images a distribution, (B, C).
 SINGLE_LABEL = Task(
     name="single_label",
@@ -76,4 +104,20 @@ SINGLE_LABEL = Task(
     right=_right,
     metrics=_multiclass_metrics,
     monitor="accuracy",
+    rows=_most_probable,
+    losses_allowed=("cross_entropy", "binary", "focal", "logit_adjusted"),
 )
+
+# Several labels an image: targets are 0 or 1 for each class, (B, C), or where training mixes images between them.
+MULTI_LABEL = Task(
+    name="multi_label",
+    losses=_binary,
+    soft=_half_way,
+    probabilities=lambda logits: logits.sigmoid(),
+    right=lambda logits, targets: ((logits >= 0) == (targets > 0.5)).all(-1).sum(),
+    metrics=_multilabel_metrics,
+    monitor="map",
+    rows=lambda targets, probabilities: [targets, probabilities],
+    losses_allowed=("cross_entropy", "binary"),
+)
+TASKS = {task.name: task for task in (SINGLE_LABEL, MULTI_LABEL)}

@@ -68,6 +68,54 @@ def test_the_report_is_one_page_that_loads_nothing_and_escapes_names(run, cli):
     assert "\n# mixer_nano_32 on shapes\n" in card and "- name: mixer_nano_32 on shapes\n" in card
 
 
+def test_a_run_of_several_labels_an_image_from_table_to_export(cli, tmp_path):
+    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+    generator, lines = np.random.default_rng(0), ["file,labels,split"]
+    for i in range(48):
+        pixels = np.full((24, 24, 3), 128, np.uint8)
+        there = [name for name in colours if generator.random() < 0.5]
+        for name in there:
+            pixels[:, 8 * list(colours).index(name) :][:, :8] = colours[name]
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'|'.join(there)},{'train' if i < 36 else 'test'}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    options = (
+        "--data.source",
+        tmp_path / "labels.csv",
+        "--data.label_separator",
+        "|",
+        "--model.backbone",
+        "mixer_nano",
+    )
+    said = cli(
+        "fit", *options, *FIT, "--trainer.max_epochs", 2, "--data.flip", "false", "--name", "tags", check=0
+    ).stdout
+    assert "labels in 'labels' between '|' (3 classes)" in said and re.search(r"dev: loss \S+ map \S+%", said)
+    (run,) = (tmp_path / "runs" / "tags").iterdir()
+    results = json.loads((run / "results.json").read_text())
+    assert (
+        results["task"] == "multi_label" and results["monitor"] == "map" and not (run / "confusion_matrix.png").exists()
+    )
+    assert set(results["metrics"]) == {"map", "macro_f1", "micro_f1", "exact_match"} == set(results["intervals"])
+    tested = cli("test", run, check=0).stdout
+    assert f"map            {results['metrics']['map']:.4f}" in tested
+    text = Page((run / "report.html").read_text()).text
+    assert "average precision" in text and "Confusion matrix" not in text and "Learning curves" in text
+    card = (run / "model" / "README.md").read_text()
+    assert "Says which of 3 classes an image shows" in card and "| class | images | average precision |" in card
+    assert "type: mAP" in card and "confusion_matrix.png" not in card
+    cli("predict", run, tmp_path / "1.png", "--output", "p.csv", check=0)
+    with open(tmp_path / "p.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    model = load_backbone(run)
+    expected = model.predict(tmp_path / "1.png")
+    assert set(json.loads(row["labels"])) == {name for name, p in expected.items() if p >= 0.5}
+    assert float(row["probability_1"]) == pytest.approx(max(expected.values()), abs=1e-5)
+    said = cli("export", run, "--format", "safetensors", check=0).stdout
+    assert "largest difference of a probability" in said
+    assert load_backbone(run / "export" / "model").task == "multi_label"
+
+
 def test_a_report_made_again_is_the_same_and_does_without_the_data(run, cli):
     first = (run / "report.html").read_text()
     cli("report", run, check=0)

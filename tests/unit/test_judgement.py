@@ -1,5 +1,7 @@
 """A run judges itself: from rows of metrics.csv to sentences."""
 
+import math
+
 import pytest
 
 from mixer_finetune.training.judgement import Epochs, judge_answers, judge_training
@@ -22,8 +24,8 @@ def test_epochs_are_those_in_which_both_were_measured():
 
 def test_nothing_is_said_where_there_is_nothing_to_say():
     good = rows([2.0, 0.5, 0.2, 0.15], [0.3, 0.9, 0.95, 0.96], [1.0, 0.4, 0.30, 0.295], [0.6, 0.9, 0.95, 0.95])
-    assert judge_training(good, classes=10, lr=0.1) == []
-    assert judge_training([], 10) == judge_training(good[:2], 10) == judge_answers({}) == []
+    assert judge_training(good, guessing=math.log(10), lr=0.1) == []
+    assert judge_training([], math.log(10)) == judge_training(good[:2], math.log(10)) == judge_answers({}) == []
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_nothing_is_said_where_there_is_nothing_to_say():
     ],
 )  # fmt: skip
 def test_a_run_is_told_what_its_curves_show(curves, expected):
-    said = judge_training(rows(*curves), classes=10, lr=0.1)
+    said = judge_training(rows(*curves), guessing=math.log(10), lr=0.1)
     assert len(said) == len(expected)
     for sentence, beginning in zip(said, expected, strict=True):
         assert sentence.startswith(beginning)
@@ -61,7 +63,7 @@ def test_a_run_is_told_what_its_curves_show(curves, expected):
 
 def test_a_run_that_was_stopped_is_not_told_to_train_longer():
     falling = rows([2.0, 1.0, 0.3], [0.3, 0.7, 0.95], [2.0, 1.2, 0.6], [0.3, 0.6, 0.93])
-    assert judge_training(falling, 10, ended_by="max_time") == []
+    assert judge_training(falling, math.log(10), ended_by="max_time") == []
 
 
 def test_failing_classes_are_named_with_their_counts():

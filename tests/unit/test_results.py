@@ -20,6 +20,7 @@ from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.data.sources import Split
 from mixer_finetune.evaluation.explain import affordable
 from mixer_finetune.evaluation.figures import write_pictures
+from mixer_finetune.evaluation.kinds import KINDS
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.report import write_report
 from mixer_finetune.evaluation.report_weights import starting_weights, token_weight_names
@@ -106,7 +107,7 @@ def made_run(folder, names, **changes):
     files = [split.image_name(i) for i in range(n)]
     predictions = Predictions(names, files, np.arange(n), labels, top, np.tile([0.6, 0.3], (n, 1)))
     predictions.write(run.predictions_file)
-    results = results_of(names, **changes).with_intervals(predictions)
+    results = results_of(names, **changes).with_intervals(*KINDS["single_label"].measured(predictions))
     results.write(run)
     run.config_file.write_text(yaml.safe_dump(CONFIG))
     run.metrics_file.write_text("step,train/loss,train/lr,val/loss,val/accuracy\n34,1.0,0.1,1.5,0.625\n")

@@ -78,8 +78,8 @@ def test_folders_of_images_give_one_class_a_folder(photos):
         ({"labels": {"caption": ["x"] * 4}}, {}, "no label column among image, caption"),
         ({}, {"label_column": "lable"}, "'lable' is not a label column; candidates: label"),
         ({}, {"image_column": "label"}, "'label' is not an image column; image columns: image; change image_column"),
-        ({"labels": {"label": [0, 1, -1, 1]}, "names": None}, {}, "1 of 4 labels in column 'label' of split 'train'"),
-        ({"labels": {"label": [0, None, 1, 1]}}, {}, "1 of 4 labels in column 'label' of split 'train'"),
+        ({"labels": {"label": [0, 1, -1, 1]}, "names": None}, {}, "1 of 4 labels in 'label' of split 'train'"),
+        ({"labels": {"label": [0, None, 1, 1]}}, {}, "1 of 4 labels in 'label' of split 'train'"),
         ({}, {"splits": {"train": "trian"}}, "there is no split 'trian'; use train_split train"),
     ],
 )

@@ -98,7 +98,7 @@ def test_labels_above_the_last_class_are_named(tmp_path):
     images = [png(np.full((4, 4, 3), i, np.uint8)) for i in range(4)]
     table = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2, 2]}, features=features)
     features["label"] = datasets.ClassLabel(names=["x", "y"])
-    with pytest.raises(UserError, match="2 of 4 labels in column 'label' .* above the last of its 2 classes"):
+    with pytest.raises(UserError, match="2 of 4 labels in 'label' .* above the last of its 2 classes"):
         open_source(datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features)))
 
 

@@ -67,10 +67,15 @@ def make_loss(task: Task, options: Any, data: Any) -> Loss:
     Raises:
         UserError: They have to be counted, and can't be; or the imbalance would be corrected twice.
     """
+    if options.loss not in task.losses_allowed:
+        problem = f"the {options.loss.replace('_', '-')} loss needs one label an image, and these have several"
+        raise UserError(problem, option="loss", choices=" or ".join(task.losses_allowed))
     made = Loss(task, options.loss, Settings(options.label_smoothing, options.focal_gamma))
     weighted, adjusted = options.class_weights == "balanced", _balances(options.loss)
     if not weighted and not adjusted:
         return made
+    if weighted and task.name != "single_label":
+        raise UserError("class weights need one label an image, and these have several", option="class_weights")
     option, neutral = ("class_weights", "none") if weighted else ("loss", "cross_entropy")
     if getattr(data, "sampling", None) == "balanced":
         what = "class weights" if weighted else f"the {options.loss.replace('_', '-')} loss"
@@ -91,7 +96,7 @@ def class_counts(data: Any) -> Tensor | None:
     split, names = getattr(data, "splits", {}).get("train"), getattr(data, "label_names", None)
     if split is None or names is None:
         return None
-    return torch.bincount(torch.from_numpy(split.labels), minlength=len(names))
+    return torch.from_numpy(split.class_counts(len(names)))
 
 
 def check_loss(name: str, class_weights: str) -> None:
