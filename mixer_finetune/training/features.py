@@ -34,6 +34,8 @@ from mixer_finetune.errors import UserError
 from mixer_finetune.training.feature_file import FeatureFile, FeatureMemory
 
 View = Literal["evaluation", "training"]
+# A CPU takes the images of a chunk in parts whose activations its caches hold: 1.3 to 1.5 times as fast.
+_AT_ONCE_ON_CPU = 32
 # Where the disk can't take the features, what is no larger is kept in memory.
 MOST_IN_MEMORY = 2**30
 # Seconds between two looks at what another process computes, and between two lines on how far this one is.
@@ -90,10 +92,13 @@ class Extractor:
     @torch.no_grad()
     def __call__(self, images: Tensor, all_blocks: bool = False) -> Tensor:
         """Images (b, c, H, W), normalised, on the device, to features (b, L, C)."""
-        pooled: list[Tensor] = []
-        with self.context():
-            last = self.backbone.forward_pre_logits(images.to(self.dtype), pooled=pooled if all_blocks else None)
-        layers = torch.stack([*pooled, last], 1)
+        whole = []
+        for part in torch.split(images, _AT_ONCE_ON_CPU if self.device.type == "cpu" else len(images)):
+            pooled: list[Tensor] = []
+            with self.context():
+                last = self.backbone.forward_pre_logits(part.to(self.dtype), pooled=pooled if all_blocks else None)
+            whole.append(torch.stack([*pooled, last], 1))
+        layers = torch.cat(whole)
         return layers.to(torch.promote_types(layers.dtype, torch.float32))
 
 
