@@ -149,12 +149,15 @@ def spell(option: str) -> str:
     """A parameter as it is typed behind these commands."""
     if "." in option or option in _OWN or option in _RUN:
         return f"--{option}"
+    from mixer_finetune.augment import Augmentation
     from mixer_finetune.data.module import ImageDataModule
     from mixer_finetune.training.classifier import MixerClassifier
 
     for group, cls in (("model", MixerClassifier), ("data", ImageDataModule)):
         if option in inspect.signature(cls.__init__).parameters:
             return f"--{group}.{option}"
+    if option in {each.name for each in fields(Augmentation)}:  # which the data module takes as keywords
+        return f"--data.{option}"
     return f"--{option}"
 
 
