@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -221,7 +222,8 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        # PIL names the stream by its address in memory, which would make another reason of each attempt.
+        reason = re.sub(r" <\S+ object at 0x[0-9a-f]+>", "", str(error)) or type(error).__name__
         raise BadImage(f"{name} can't be decoded ({reason})".replace("\n", " ")) from error
 
 

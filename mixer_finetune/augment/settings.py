@@ -44,6 +44,13 @@ class Augmentation(Mix, RandomErasing, ColorJitter, ThreeAugment, RandAugment, T
         parts = (part for part in _parts() if "step" in vars(part) and not (flipped and part is Flip))
         return tuple(step for part in parts if (step := part.step(self, preprocessing)) is not None)
 
+    @property
+    def fixed(self) -> bool:
+        """Whether an image is the same in every epoch: all of it, neither turned, coloured nor mixed."""
+        parts = (part for part in _parts() if "step" in vars(part))
+        steps = any(part.step(self, Preprocessing()) is not None for part in parts)
+        return tuple(self.crop_area) == (1.0, 1.0) and not steps and not self.mixes
+
     def described(self, repeats: int = 1) -> list[str]:
         """What is done beside cropping and mirroring, in words: "name value", or the name of a switch that is on."""
         said, usual = [], {field.name for part in (Crop, Flip) for field in fields(part)}

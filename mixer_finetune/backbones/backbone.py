@@ -223,12 +223,15 @@ class Backbone(nn.Module):
             if callable(reset) and not isinstance(other, nn.Linear | nn.Conv2d | Backbone):
                 reset()
 
-    def forward_pre_logits(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward_pre_logits(
+        self, images: Tensor, keep: Tensor | None = None, pooled: list[Tensor] | None = None
+    ) -> Tensor:
         """Images (B, channels, H, W) to the features that the head reads, (B, C).
 
         Args:
             images: Normalised as `preprocessing` says.
             keep: Drop path: (blocks, 2, B) factors on what each branch adds; None keeps everything.
+            pooled: Takes what each block gives, averaged over the tokens, (B, C) each.
 
         Raises:
             UserError: Images of another size than the weights are for.
@@ -246,6 +249,8 @@ class Backbone(nn.Module):
                 x = checkpoint(block, x, scale, use_reentrant=False)
             else:
                 x = block(x, scale)
+            if pooled is not None:
+                pooled.append(x.mean(0))
         x = self.norm(x)
         return x.mean(0)  # (B, C)
 

@@ -23,7 +23,7 @@ class Command:
         function: Returns the exit status.
     """
 
-    def __init__(self, function: Callable[..., int]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.name = function, function.__name__
         parameters = inspect.signature(function).parameters.values()
         self.words = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -43,11 +43,31 @@ class Command:
         words, typed = self._split(arguments, parser)
         if len(words) < len(self.words) or (len(words) > len(self.words) and not self.rest):
             raise UserError(f"expected: {self.usage}, got {' '.join(words) or 'nothing'}")
+        status: int = self.function(*words, **self.parsed(typed, parser))
+        return status
+
+    def parsed(self, typed: Sequence[str], parser: Any = None) -> dict[str, Any]:
+        """The options by name, with their defaults.
+
+        Args:
+            typed: Options in the form --name=value.
+            parser: Where it is made already.
+
+        Raises:
+            UserError: A value is wrong.
+        """
+        parser = parser or self._parser()
         try:
-            options = parser.parse_args(typed)
+            options: dict[str, Any] = parser.parse_args(typed).as_dict()
         except ArgumentError as error:
             raise parsing_error(str(error), {action.dest: action for action in parser._actions}) from error
-        return self.function(*words, **options.as_dict())
+        return options
+
+    def print_help(self, usage: str) -> None:
+        """Show the help with that usage."""
+        parser = self._parser()
+        parser.usage = f"{PROGRAM} {usage}"
+        parser.print_help()
 
     @property
     def usage(self) -> str:

@@ -6,6 +6,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ COMMON = {
         "fast_dev_run",
     ),
 }  # fmt: skip
+# Options of the data that only training takes notice of, beside augmentation.
+OF_TRAINING = ("batch_size", "micro_batch_size", "sampling", "repeats", "plain_batches")
 _OWN = ("recipe", "config", "resume", "ckpt_path", "print_config", "help")
 _RUN = ("seed_everything", "output_dir", "name", "weights", "early_stopping", "push", "save_every_n_steps")
 
@@ -146,12 +149,15 @@ def spell(option: str) -> str:
     """A parameter as it is typed behind these commands."""
     if "." in option or option in _OWN or option in _RUN:
         return f"--{option}"
+    from mixer_finetune.augment import Augmentation
     from mixer_finetune.data.module import ImageDataModule
     from mixer_finetune.training.classifier import MixerClassifier
 
     for group, cls in (("model", MixerClassifier), ("data", ImageDataModule)):
         if option in inspect.signature(cls.__init__).parameters:
             return f"--{group}.{option}"
+    if option in {each.name for each in fields(Augmentation)}:  # which the data module takes as keywords
+        return f"--data.{option}"
     return f"--{option}"
 
 
@@ -194,6 +200,24 @@ def _print_help(command: str, wanted: str) -> None:
             "\nA callback or logger of Lightning's takes its arguments behind it: --trainer.callbacks+=EarlyStopping "
             "--trainer.callbacks.monitor=val/loss --trainer.callbacks+=LearningRateMonitor."
         )
+
+
+def print_data_options(command: str) -> None:
+    """Help on the options that a command which trains nothing has in common with fit: files, and the data's."""
+    from mixer_finetune.augment import Augmentation
+    from mixer_finetune.engine.arguments import Arguments
+    from mixer_finetune.engine.parser import MixerCLI
+
+    actions, of_training = MixerCLI(Arguments()).actions, set(OF_TRAINING) | {f.name for f in fields(Augmentation)}
+    print("\nfiles, of which the data's options count, and backbone and size where they are not given above:")
+    for name, text in _own_helps(command).items():
+        if name.startswith(("recipe", "config")):
+            _print_option(f"--{name}", text)
+    _print_action(actions["seed_everything"], "seed_everything")
+    print("\ndata, as for fit:")
+    for name in (name for name in actions if name.startswith("data.")):
+        if name.removeprefix("data.") not in of_training:
+            _print_action(actions[name], name)
 
 
 def _own_helps(command: str) -> dict[str, str]:

@@ -12,7 +12,8 @@ from mixer_finetune import __version__
 from mixer_finetune.errors import Interrupted, UserError
 
 # Commands whose options are Lightning's, in lightning.py; those that are a function in a file of their own, whose
-# signature has the options; and those that only list. Each with what it does, for the overview.
+# signature has the options; those that have options of their own beside those of `fit`'s data; and those that only
+# list. Each with what it does, for the overview.
 _LIGHTNING = {
     "fit": "fine-tune: fit --recipe digits [--recipe ddp] [--config mine.yaml] [--model.lr 0.01] ...\n"
     "            complete an interrupted run: fit --resume RUN",
@@ -26,11 +27,14 @@ _FUNCTIONS = {
     "soup": "average several runs into one model: soup RUN RUN ... [--output FOLDER]",
     "push": "put a finished run's model on the Hugging Face Hub: push RUN user/name [--private] [--dry_run]",
 }
+_MIXED = {
+    "probe": "which backbone, block and resolution transfer best: probe --backbone A --backbone B --data.source DATA",
+}
 _LISTS = {
     "recipes": "list, show, copy or validate recipes",
     "backbones": "list or show architectures and their published weights",
 }
-COMMANDS = {**_LIGHTNING, **_FUNCTIONS, **_LISTS}
+COMMANDS = {**_LIGHTNING, **_FUNCTIONS, **_MIXED, **_LISTS}
 _OVERVIEW = "\n".join(f"  {name:<9} {about}" for name, about in COMMANDS.items())
 USAGE = f"""mixer-finetune {__version__}: fine-tune MLP-Mixer image classifiers.
 
@@ -99,6 +103,9 @@ def _command(name: str) -> tuple[Callable[[list[str]], int], Callable[[str], str
 
         command = Command(getattr(importlib.import_module(f"mixer_finetune.cli.{name}"), name))
         return command, command.spell
+    if name in _MIXED:
+        mixed = importlib.import_module(f"mixer_finetune.cli.{name}")
+        return mixed.main, mixed.spell
     if name in _LISTS:
         return importlib.import_module(f"mixer_finetune.cli.{name}").main, lambda option: f"--{option}"
     near = HABITS.get(name) or next(iter(difflib.get_close_matches(name, COMMANDS, n=1)), None)

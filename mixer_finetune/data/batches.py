@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,8 @@ class Batch(NamedTuple):
     """What a training or evaluation step gets.
 
     Attributes:
-        images: (b, c, S, T): uint8 from the loader, normalised float32 once on the device.
+        images: (b, c, S, T): uint8 from the loader, normalised float32 once on the device; or (b, C) features of a
+            frozen backbone.
         labels: (b,) int64, or (b, classes) float32 where images have several.
         indices: (b,) int64, of the samples in their split; on the CPU a NumPy array.
         keys: (b,) int64, of the samples, for what is drawn at random: see `MicroBatch`.
@@ -177,6 +178,38 @@ class SmallImages(Dataset[Batch]):
             cropped=False,
             bad=(),
             partner=micro.partner,
+        )
+
+
+class FeatureRows(Dataset[Batch]):
+    """A split as features of a frozen backbone, in the place of its images.
+
+    Args:
+        features: (n, C).
+        labels: Of the split.
+        bad: Images without features, by their position, each with its name and the reason.
+    """
+
+    def __init__(self, features: Tensor, labels: NDArray[Any], bad: Mapping[int, str]) -> None:
+        self.features, self.labels, self.bad = features, _targets(labels), bad
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitems__(self, micro: MicroBatch) -> Batch:
+        good = ~np.isin(micro.indices, list(self.bad))
+        indices = micro.indices[good]
+        at = torch.from_numpy(indices)
+        return Batch(
+            self.features.index_select(0, at),
+            self.labels[at],
+            indices,
+            micro.keys[good],
+            micro.epoch,
+            micro.first,
+            micro.global_size,
+            cropped=True,
+            bad=tuple((index, self.bad[index]) for index in micro.indices[~good].tolist()),
         )
 
 

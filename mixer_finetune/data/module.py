@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixer_finetune.augment import Augmentation
 from mixer_finetune.backbones.preprocessing import FITS, Preprocessing
-from mixer_finetune.data.batches import Batch, EpochLoader, batch_dataset, batch_loader
+from mixer_finetune.data.batches import Batch, EpochLoader, FeatureRows, batch_dataset, batch_loader
 from mixer_finetune.data.classes import match_classes
 from mixer_finetune.data.preparing import augmented, evaluation_images
 from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler
@@ -188,7 +188,7 @@ class ImageDataModule(pl.LightningDataModule):
                 problem = f"{stream_buffer:,} shuffled images take about {window / 1e9:.2g} GB, more than the cache has"
                 raise UserError(problem, advice="raise {stream_cache_gb} or lower {stream_buffer}")
         self.evaluation_role = next((role for role in ("test", "val") if role in self.splits), None)
-        self._datasets: dict[tuple[str, Preprocessing], Dataset[Batch]] = {}
+        self._datasets: dict[tuple[str, Preprocessing, bool], Dataset[Batch]] = {}
         self._plan: tuple[Any, GlobalBatchSampler] | None = None
         self._train_loader: EpochLoader | None = None
         self._resume_at: tuple[int, int] | None = None
@@ -370,8 +370,11 @@ class ImageDataModule(pl.LightningDataModule):
     def _loader(
         self, role: str, sampler: Any, augmentation: Augmentation | None, begin: Callable[[], None] | None = None
     ) -> EpochLoader:
-        key = role, self.preprocessing  # another model may want other images
-        if key not in self._datasets:
+        features = self._features(role)
+        key = role, self.preprocessing, features is not None  # another model may want other images
+        if key not in self._datasets and features is not None:
+            self._datasets[key] = FeatureRows(features.layer(), self.splits[role].labels, features.bad)
+        elif key not in self._datasets:
             self._datasets[key] = batch_dataset(
                 self.require(role), self.preprocessing, augmentation, self.seed, self.max_image_pixels
             )
@@ -383,6 +386,12 @@ class ImageDataModule(pl.LightningDataModule):
             begin=begin,
             processes=self.trainer.num_devices if self.trainer else 1,
         )
+
+    def _features(self, role: str) -> Any:
+        """What the module that is trained takes in the place of images, its backbone being frozen; None for images."""
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return None
+        return getattr(self.trainer.lightning_module, "features", {}).get(role)
 
     # From the loader to the module
 
@@ -433,6 +442,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def prepare(self, batch: Batch, training: bool) -> Batch:
         """A batch of the loader, (b, c, H, W) uint8, to (b, c, S, T) float32, normalised; augmented for training."""
+        if batch.images.ndim == 2:
+            return batch  # features
         if not training:
             return batch._replace(images=evaluation_images(batch, self.preprocessing))
         return augmented(batch, self.augmentation, self.preprocessing, self.num_classes, self.seed)

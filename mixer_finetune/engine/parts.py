@@ -72,6 +72,18 @@ def build(cli: MixerCLI, root: Path) -> Parts:
     return Parts(cli.options, config, trainer, model, data, narrator)
 
 
+def build_data(cli: MixerCLI) -> pl.LightningDataModule:
+    """The data module alone.
+
+    Raises:
+        UserError: The data can't be used as asked.
+    """
+    with _explaining():
+        options = cli.parser.instantiate(cli.config.clone())["data"]
+        data: pl.LightningDataModule = _made(cli.classes["data"], options, cli.options.seed_everything)
+    return data
+
+
 def callbacks_of(trainer: Any) -> list[Callback]:
     """The trainer's own list of callbacks."""
     callbacks: list[Callback] = trainer.callbacks

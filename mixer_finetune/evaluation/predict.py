@@ -100,7 +100,7 @@ class Predictor:
         Raises:
             UserError: The model can't be had or has no head, the device can't be used, or there is no compiler.
         """
-        where = _device(device)
+        where = usable_device(device)
         backbone = load_backbone(model).eval()
         if backbone.num_classes == 0:
             raise UserError(f"{model} has no head: it can't classify")
@@ -239,7 +239,12 @@ def _write_evidence(backbone: Backbone, images: Tensor, classes: Tensor, files: 
         write_atomically(file, partial(pair.save, format="PNG"))
 
 
-def _device(name: str | None) -> torch.device:
+def usable_device(name: str | None) -> torch.device:
+    """The device of that name; the best one present when None.
+
+    Raises:
+        UserError: It can't be used.
+    """
     try:
         if name:
             return torch.empty(0, device=name).device

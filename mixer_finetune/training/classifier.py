@@ -25,6 +25,7 @@ from mixer_finetune.errors import UserError
 from mixer_finetune.training.averages import WeightEma
 from mixer_finetune.training.drop_path import drop_path_of
 from mixer_finetune.training.evaluating import EvaluatedModule
+from mixer_finetune.training.features import Features, frozen_features
 from mixer_finetune.training.head import HeadName, choose_head
 from mixer_finetune.training.layers import Rates, choose_trained, drop_untrained_gradients
 from mixer_finetune.training.log import TrainingLog
@@ -102,6 +103,7 @@ class MixerClassifier(EvaluatedModule):
         label_names: Names of the classes, where they are known.
         head_note: Which head it is, and why, for the user.
         lr_note: Where the learning rate is from, for the user; None where it was given.
+        features: Of the frozen backbone, by split, where a run takes them in the place of images.
 
     Raises:
         UserError: The backbone can't be loaded, or an option is out of range.
@@ -183,6 +185,7 @@ class MixerClassifier(EvaluatedModule):
         self._log = TrainingLog()
         self._sharpness = Sharpness(sam_rho, sam_adaptive) if sam_rho else None
         self._ema_state: dict[str, Any] | None = None
+        self.features: dict[str, Features] = {}
 
     # Model
 
@@ -282,8 +285,13 @@ class MixerClassifier(EvaluatedModule):
         self.make_metrics(whole.with_head(head.module).num_classes)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Images (B, c, S, T), normalised, to logits (B, classes); `keep` as in Backbone."""
-        logits: Tensor = self.head(self.backbone(images.to(self.dtype), keep))  # not float32 in 64-true and bf16-true
+        """Images (B, c, S, T), normalised, or features (B, C), to logits (B, classes); `keep` as in Backbone."""
+        features = images.to(self.dtype)  # not float32 in 64-true and bf16-true
+        if images.ndim != 2:
+            features = self.backbone(features, keep)
+        elif any(p.requires_grad for p in self.backbone.parameters()):
+            raise UserError("the backbone was thawed while its features were cached; leave out what thaws it")
+        logits: Tensor = self.head(features)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     # Training
@@ -370,6 +378,7 @@ class MixerClassifier(EvaluatedModule):
         if self._sharpness is not None:
             self._sharpness.check(self.trainer)
         self.criterion = make_loss(self.task, options, self._datamodule)
+        self.features = frozen_features(self, self._datamodule)
         if options.head == "probe" and not resumed:
             self.head_note = start_from_probe(self, self._datamodule)
         if options.lr == "auto" and not resumed:

@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixer_finetune.data.batches import batch_dataset, batch_loader
-from mixer_finetune.data.preparing import evaluation_images
-from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.errors import UserError
+from mixer_finetune.training.features import extractor_of, split_features
+from mixer_finetune.training.ridge import Ridge
 
 # Penalties that are tried, in units of the mean eigenvalue of the features' scatter.
 _PENALTIES = tuple(10.0**exponent for exponent in range(-6, 3))
@@ -58,37 +56,15 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, penalty: float | N
         penalty: On the squared weights (scikit-learn's `alpha`); the one of the smallest leave-one-out error when not
             given.
     """
-    x, n = features.double().cpu(), len(features)
-    several = labels.ndim == 2
-    y = 2 * (labels.cpu() if several else F.one_hot(labels.cpu(), classes)).double() - 1
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    centred = x - x_mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred)  # (C,), (C, C)
-    values = values.clamp(min=0)
-    turned = centred @ vectors  # (n, C)
-    products = turned.T @ (y - y_mean)  # (C, K)
-
-    def left_out(penalty: float) -> Tensor:
-        """What the regression on all other images answers for each image, (n, K)."""
-        shrunk = 1 / (values + penalty)
-        leverage = 1 / n + (turned.square() @ shrunk)
-        residuals = y - y_mean - turned @ (shrunk[:, None] * products)
-        answers: Tensor = y - residuals / (1 - leverage).clamp(min=1e-9)[:, None]
-        return answers
-
+    ridge = Ridge.fit(features, labels, classes)
     if penalty is None:
-        tried = [factor * max(float(values.mean()), 1e-12) for factor in _PENALTIES]
-        errors = [float((left_out(each) - y).square().sum()) for each in tried]
+        tried = [factor * ridge.scale for factor in _PENALTIES]
+        errors = [float((ridge.left_out(each) - ridge.targets).square().sum()) for each in tried]
         penalty = tried[int(np.argmin(errors))]
-    weight = (vectors @ (products / (values + penalty)[:, None])).T  # (K, C)
-    answers = left_out(penalty)
-    return Probe(
-        weight,
-        y_mean - weight @ x_mean,
-        penalty,
-        _best_scale(answers, y > 0, several),
-        float(((answers > 0) == (y > 0) if several else answers.argmax(-1) == labels.cpu()).double().mean()),
-    )
+    answers = ridge.left_out(penalty)
+    several, right = labels.ndim == 2, ridge.targets > 0
+    hits = (answers > 0) == right if several else answers.argmax(-1) == labels.cpu()
+    return Probe(*ridge.solution(penalty), penalty, _best_scale(answers, right, several), float(hits.double().mean()))
 
 
 def _best_scale(answers: Tensor, right: Tensor, several: bool) -> float:
@@ -112,7 +88,7 @@ def _best_scale(answers: Tensor, right: Tensor, several: bool) -> float:
 def start_from_probe(module: Any, data: Any) -> str:
     """Give a MixerClassifier's head the weights of a probe on the training images of its data module.
 
-    Every process takes all images, in the same batches, and so computes the same probe.
+    Processes share the work on the features (`features`), and each computes the same probe of them.
 
     Args:
         module: On its device.
@@ -139,20 +115,8 @@ def start_from_probe(module: Any, data: Any) -> str:
     )
 
 
-@torch.no_grad()
 def pre_logits(module: Any, data: Any) -> tuple[Tensor, Tensor]:
-    """Features (n, C) and labels (n,) of the training split, unaugmented, in its order."""
-    split, preprocessing = data.require("train"), data.preprocessing
-    images = batch_dataset(split, preprocessing)
-    loader = batch_loader(images, EvaluationSampler(len(split), data.eval_batch_size), data.num_workers)
-    backbone, training = module.backbone, module.training
-    features, labels = [], []
-    module.eval()
-    for batch in loader:
-        batch = data.on_before_batch_transfer(batch, 0)
-        batch = data.transfer_batch_to_device(batch, module.device, 0)
-        if len(batch.images):
-            features.append(backbone(evaluation_images(batch, preprocessing).to(module.dtype)).cpu())
-            labels.append(batch.labels.cpu())
-    module.train(training)
-    return torch.cat(features), torch.cat(labels)
+    """Features (n, C) and labels (n,) of the training images that could be decoded, unaugmented, in their order."""
+    features = split_features(extractor_of(module), data, "train")
+    good = torch.from_numpy(features.good)
+    return features.layer()[good], torch.from_numpy(data.splits["train"].labels)[good]

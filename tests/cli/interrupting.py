@@ -25,3 +25,18 @@ def command(place: str, number: int, times: int, *arguments: str) -> int:
 
     setattr(module, function_name, stopped)
     return forked.command(*arguments)
+
+
+def command_of_method(place: str, number: int, times: int, *arguments: str) -> int:
+    """The same when `package.module:Class.method` is called."""
+    module_name, _, name = place.partition(":")
+    class_name, method_name = name.split(".")
+    cls = getattr(importlib.import_module(module_name), class_name)
+    method = getattr(cls, method_name)
+
+    def stopped(*given, **options):
+        os.kill(os.getpid(), number)
+        return method(*given, **options)
+
+    setattr(cls, method_name, stopped)
+    return forked.command(*arguments)

@@ -1,0 +1,208 @@
+"""`mixer-finetune probe`: its own options beside those of the data, which are `fit`'s."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from mixer_finetune.cli.command import Command
+from mixer_finetune.errors import UserError
+
+USAGE = "probe [--backbone NAME] ... [--image_size S] ... [--recipe NAME] ... [--data.source DATA] [options]"
+# May be given several times.
+_REPEATED = ("backbone", "image_size", "resize", "shots")
+_NAMES = {"ridge": "ridge", "logistic": "logistic", "knn": "kNN"}
+_WIDE = 250
+
+
+def options(
+    *,
+    backbone: list[str] | None = None,
+    image_size: list[int | tuple[int, int]] | None = None,
+    resize: list[str] | None = None,
+    layers: Literal["pre-logits", "all"] = "pre-logits",
+    shots: list[int] | None = None,
+    seeds: int = 3,
+    output: str | None = None,
+    device: str | None = None,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+) -> dict[str, Any]:
+    """Which backbone, block and resolution transfer best to your images: from frozen features, in seconds each.
+
+    Nothing is trained but linear probes: ridge regression in closed form, logistic regression and nearest neighbours,
+    with few-shot accuracy beside them. All is chosen on the dev split; the best is then measured on the test split.
+    Features are computed once, and kept for the next probe and for fit.
+
+    Args:
+        backbone: Hub id, model or run folder, checkpoint or name; may be given several times; the recipe's when not
+            given.
+        image_size: Side, or [height, width], in pixels; may be given several times; the backbone's own when not given.
+        resize: How weights are brought to another size, as --model.resize of fit; may be given several times.
+        layers: all probes each block's output, averaged over the tokens, beside the pre-logits.
+        shots: Images a class of the few-shot tasks; may be given several times; 0 for none; 1, 5, 10 and 25 when not
+            given.
+        seeds: How often their images are chosen.
+        output: Folder for probe.json and probe.png; probes/<date-time> when not given.
+        device: cpu, cuda, cuda:1, mps; the best one present when not given.
+        precision: Of the backbones; bf16-mixed is faster where the hardware has bf16.
+    """
+    return dict(locals())
+
+
+_COMMAND = Command(options)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare; returns the exit status.
+
+    Raises:
+        UserError: An option is wrong, or something can't be used.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        _print_help()
+        return 0
+    own, rest = _apart(arguments)
+    given = _COMMAND.parsed(own)
+    _check_rest(rest)
+
+    from mixer_finetune.engine.parser import configure
+    from mixer_finetune.engine.probe import ProbeOptions, probe
+    from mixer_finetune.evaluation.predict import usable_device
+    from mixer_finetune.training.few_shot import SHOTS
+
+    cli = configure(rest)
+    model = cli.config["model"]
+    wanted = ProbeOptions(
+        backbones=given["backbone"] or [model["backbone"]],
+        image_sizes=given["image_size"] or [model["image_size"]],
+        resizes=given["resize"] or [model["resize"]],
+        all_blocks=given["layers"] == "all",
+        shots=SHOTS if given["shots"] is None else [count for count in given["shots"] if count],
+        seeds=given["seeds"],
+        device=usable_device(given["device"]),
+        precision=given["precision"],
+        revision=None if given["backbone"] else model["revision"],
+        patch_size=model["patch_size"],
+        in_chans=model["in_chans"],
+    )
+    found = probe(cli, wanted, Path(given["output"]).expanduser() if given["output"] else None)
+    _show(found)
+    return 0
+
+
+def spell(option: str) -> str:
+    """A parameter as it is typed behind probe."""
+    name = option.rpartition(".")[2]
+    if name in _COMMAND.options and not option.startswith("data."):
+        return f"--{name}"
+    from mixer_finetune.cli.lightning import spell
+
+    return spell(option)
+
+
+def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own options, as its parser takes them, and the rest of the line."""
+    values: dict[str, list[str]] = {}
+    rest, items = [], list(arguments)
+    while items:
+        item = items.pop(0)
+        name, equals, text = item.partition("=")
+        if name.removeprefix("--") not in _COMMAND.options or not name.startswith("--"):
+            rest.append(item)
+            continue
+        value = text if equals else items.pop(0) if items else ""
+        if not value or (value.startswith("--") and not equals):
+            raise UserError(f"{name} needs a value")
+        values.setdefault(name.removeprefix("--"), []).append(value)
+    own = []
+    for size in values.get("image_size", ()):
+        if not re.fullmatch(r"\d+|\[ *\d+ *, *\d+ *\]", size):
+            raise UserError(f"a size is a number of pixels or [height,width], got {size}", option="image_size")
+    for name, given in values.items():
+        if name not in _REPEATED:
+            own.append(f"--{name}={given[-1]}")
+            continue
+        parts = given if name == "image_size" else [part.removeprefix("[").removesuffix("]") for part in given]
+        own.append(f"--{name}=[{','.join(parts)}]")
+    return own, rest
+
+
+def _check_rest(rest: list[str]) -> None:
+    """Refuse what would have no effect."""
+    from mixer_finetune.augment import Augmentation
+    from mixer_finetune.cli.lightning import OF_TRAINING
+    from mixer_finetune.engine.arguments import GROUPS
+    from mixer_finetune.engine.parser import RunOptions
+
+    unused = {f"data.{each.name}" for each in fields(Augmentation)}
+    unused |= {f"data.{name}" for name in OF_TRAINING}
+    unused |= {each.name for each in fields(RunOptions)} - {"seed_everything"}
+    if rest and not rest[0].startswith("-"):
+        raise UserError(f"expected: {USAGE}, got {rest[0]}")
+    for item in rest:
+        option = item.partition("=")[0].removeprefix("--").rstrip("+")
+        group = option.partition(".")[0]
+        if not item.startswith("--") or (group not in GROUPS and option not in unused):
+            continue
+        own = option.removeprefix("model.")
+        if group == "model" and own in _COMMAND.options:
+            raise UserError(f"probe takes --{own} in place of --{option}")
+        if option in unused or group != "data":
+            raise UserError(f"probe trains no network, so --{option} has no effect; leave it out")
+
+
+def _print_help() -> None:
+    from mixer_finetune.cli.lightning import print_data_options
+
+    _COMMAND.print_help(USAGE)
+    print_data_options("probe")
+
+
+def _show(found: dict[str, Any]) -> None:
+    """The table, and what it says."""
+    rows, best = found["rows"], found["best"]
+    _print_table(rows, best, found["options"]["shots"])
+    row = rows[best["row"]]
+    others = f"; {best['as_good']} other(s) are within one standard error" if best["as_good"] else ""
+    print(
+        f"* best on dev: {row['layer']} of {row['backbone']} at {_pixels(row)} px by {_NAMES[best['method']]}, "
+        f"{best['dev_accuracy']:.2%}{others}"
+    )
+    if test := found["test"]:
+        low, high = test["interval"]
+        print(f"  on test: {test['accuracy']:.2%} of {test['images']:,} images (95% interval {low:.1%} to {high:.1%})")
+    print(f"wrote probe.json and probe.png into {found['folder']}")
+
+
+def _print_table(rows: list[dict[str, Any]], best: dict[str, Any], shots: Sequence[int]) -> None:
+    from statistics import mean, stdev
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("backbone", "pixels", "resized by", "layer"):
+        table.add_column(name, overflow="fold")
+    for name in (*_NAMES.values(), *(f"{count}-shot" for count in shots), "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for i, row in enumerate(rows):
+        cells = [row["backbone"], _pixels(row), row["resize"] or "", row["layer"]]
+        for method in _NAMES:
+            mark = " *" if (i, method) == (best["row"], best["method"]) else "  "
+            cells.append(f"{row['dev'][method]:.2%}{mark}" if method in row["dev"] else "")
+        for count in shots:
+            values = [100 * value for value in row["few_shot"].get(count, ())]
+            spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.1f}%{spread}" if values else "")
+        table.add_row(*cells, f"{sum(row['seconds'].values()):.1f}")
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no right margin
+        console.width = _WIDE
+    console.print(table)
+
+
+def _pixels(row: dict[str, Any]) -> str:
+    return "x".join(map(str, dict.fromkeys(row["image_size"])))
