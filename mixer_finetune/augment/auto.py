@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-import torchvision.transforms.v2.functional as kernels
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from mixer_finetune.augment.step import Step, check_between
 from mixer_finetune.backbones.preprocessing import Preprocessing
@@ -54,7 +52,7 @@ class RandAugment:
     """
 
     rand_augment: int = 0
-    rand_augment_ops: int = 2
+    rand_augment_ops: int = field(default=2, metadata={"of": ("rand_augment",)})
 
     def check(self) -> None:
         """Refuse a strength or a number out of range."""
@@ -117,6 +115,9 @@ def operate(image: Tensor, name: str, operation: Operation, level: int, negative
 
 
 def _apply(image: Tensor, name: str, amount: float, fill: list[float]) -> Any:
+    import torchvision.transforms.v2.functional as kernels  # predict does without, whose start it would double
+    from torchvision.transforms import InterpolationMode
+
     affine = partial(
         kernels.affine,
         image,

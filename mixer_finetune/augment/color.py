@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mixer_finetune.augment.step import Step, check_between
+from mixer_finetune.augment.step import Step, check_between, colors_of, with_alpha
 from mixer_finetune.backbones.preprocessing import Preprocessing
 
 
@@ -35,7 +35,7 @@ def color_jitter(images: Tensor, targets: Tensor, u: Tensor, strength: float) ->
     """Scale brightness, contrast and saturation, each by a factor in 1 -+ strength; u (B, 3)."""
     factors = 1 + strength * (2 * u - 1)
     brightness, contrast, saturation = factors.T[..., None, None, None]  # each (B, 1, 1, 1)
-    x = images.float() * brightness
+    x = colors_of(images).float() * brightness
     x = torch.lerp(x.mean((1, 2, 3), keepdim=True), x, contrast)
     x = torch.lerp(x.mean(1, keepdim=True), x, saturation)
-    return x.clamp_(0, 255), targets
+    return with_alpha(x.clamp_(0, 255), images), targets

@@ -6,7 +6,7 @@ number of devices; how much of it is taken is a function of (seed, epoch, index 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class Mix:
 
     mixup: float = 0.0
     cutmix: float = 0.0
-    mix_probability: float = 1.0
+    mix_probability: float = field(default=1.0, metadata={"of": ("mixup", "cutmix")})
 
     def check(self) -> None:
         """Refuse what can't be drawn from."""

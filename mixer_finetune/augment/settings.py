@@ -19,7 +19,7 @@ from mixer_finetune.backbones.preprocessing import Preprocessing
 
 
 # Read from the right, the steps in their order. Each class has options, may have `check`, and has `step`, which gives
-# None where it isn't asked for.
+# None where it isn't asked for. An option that says nothing without others names them in its metadata, as "of".
 @dataclass(frozen=True)
 class Augmentation(Mix, RandomErasing, ColorJitter, ThreeAugment, RandAugment, TrivialAugment, Rotation, Flip, Crop):
     """What training does to an image: all options of the classes that it is made of."""
@@ -56,7 +56,8 @@ class Augmentation(Mix, RandomErasing, ColorJitter, ThreeAugment, RandAugment, T
         said, usual = [], {field.name for part in (Crop, Flip) for field in fields(part)}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in usual and value != field.default:
+            idle = "of" in field.metadata and not any(getattr(self, of) for of in field.metadata["of"])
+            if field.name not in usual and value != field.default and not idle:
                 name = field.name.replace("_", " ")
                 said.append(name if isinstance(value, bool) else f"{name} {value:g}")
         if repeats > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mixer_finetune.errors import UserError
@@ -34,3 +35,13 @@ def check_between(low: float, high: float, **values: float) -> None:
     for name, value in values.items():
         if not low <= value <= high:
             raise UserError(f"{name} must be from {low:g} to {high:g}, got {value}", option=name)
+
+
+def colors_of(images: Tensor) -> Tensor:
+    """The channels of colour, (B, 1 or 3, S, T), of images (B, c, S, T): all but the alpha channel of four."""
+    return images[:, :3]
+
+
+def with_alpha(colors: Tensor, images: Tensor) -> Tensor:
+    """Changed colours, (B, 1 or 3, S, T), with the alpha channel of the images that they are of, where there is one."""
+    return colors if images.shape[1] <= 3 else torch.cat([colors, images[:, 3:].to(colors)], 1)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torchvision.transforms.v2.functional as kernels
 from torch import Tensor
 
-from mixer_finetune.augment.step import Step
+from mixer_finetune.augment.step import Step, colors_of, with_alpha
 from mixer_finetune.backbones.preprocessing import Preprocessing
 
 _SIGMA = (0.1, 2.0)  # of the blur, in pixels
@@ -32,7 +31,9 @@ class ThreeAugment:
 
 def three_augment(images: Tensor, targets: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """A third of the images grey, a third solarised, a third blurred; u (B, 2): which, and the blur's sigma."""
-    x = images.float()
+    import torchvision.transforms.v2.functional as kernels  # predict does without, whose start it would double
+
+    x = colors_of(images).float()
     which = (3 * u[:, 0]).long()[:, None, None, None]
     out = torch.where(x >= 128, 255 - x, x)  # solarised
     if (which == 0).any():
@@ -41,7 +42,7 @@ def three_augment(images: Tensor, targets: Tensor, u: Tensor) -> tuple[Tensor, T
     for i in (which.flatten() == 2).nonzero()[:, 0].tolist():
         sigma = _SIGMA[0] + (_SIGMA[1] - _SIGMA[0]) * float(u[i, 1])
         out[i] = kernels.gaussian_blur(x[i], kernel_size=_kernel_size(x), sigma=sigma)
-    return out, targets
+    return with_alpha(out, images), targets
 
 
 def _kernel_size(images: Tensor) -> int:

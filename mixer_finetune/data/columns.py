@@ -119,7 +119,7 @@ def class_labels(
         value
         for name in splits
         for value in tables[name].unique(column)
-        if value is not None and not (isinstance(value, int) and value < 0)
+        if value not in (None, "") and not (isinstance(value, int) and value < 0)
     }
     if any(isinstance(value, float) for value in values):
         raise UserError(f"column '{column}' holds fractions, not classes", option="label_column")

@@ -140,11 +140,14 @@ def _fetch(repo_id: str, files: list[str], commit: str) -> None:
 def _image_folder(repo_id: str, builder: Any, commit: str) -> Path | None:
     """The folder of a repository's images, brought into the cache; None where the repository is not just that.
 
-    `datasets` finds splits anywhere in a path, in lower case only, and drops what lies too deep.
+    `datasets` finds splits anywhere in a path, in lower case only, and drops what lies too deep. It is left to read
+    repositories whose card says which files make up which configuration.
     """
     from huggingface_hub import HfApi
 
     if builder.name != "imagefolder" and not type(builder).__module__.endswith("imagefolder"):
+        return None
+    if _states_configurations(repo_id, commit):
         return None
     files = retried(lambda: HfApi().list_repo_files(repo_id, repo_type="dataset", revision=commit))
     suffixes = {PurePosixPath(file).suffix.lower() for file in files}
@@ -156,6 +159,16 @@ def _image_folder(repo_id: str, builder: Any, commit: str) -> Path | None:
     # What says offline that all files are there.
     write_atomically(_list_of(repo_id, commit), lambda path: path.write_text(json.dumps(images), encoding="utf-8"))
     return folder
+
+
+def _states_configurations(repo_id: str, commit: str) -> bool:
+    from huggingface_hub import errors, metadata_load
+
+    try:
+        card = fetch(repo_id, "dataset", "README.md", commit)
+    except errors.RemoteEntryNotFoundError:
+        return False
+    return bool((metadata_load(card) or {}).get("configs"))
 
 
 def _snapshot(repo_id: str, commit: str) -> Path:
@@ -193,7 +206,7 @@ def _from_cache(repo_id: str, config: str | None, revision: str) -> tuple[Any, s
 
     if _list_of(repo_id, commit).is_file():
         images, folder = json.loads(_list_of(repo_id, commit).read_text(encoding="utf-8")), _snapshot(repo_id, commit)
-        if all((folder / image).is_file() for image in images):
+        if config in (None, "default") and all((folder / image).is_file() for image in images):
             return folder, commit
     folder = Path(cached("default").cache_dir).parents[2]
     configs = sorted(path.parent.parent.name for path in folder.glob(f"*/0.0.0/{commit}"))

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mixer_finetune.augment import Augmentation
@@ -188,7 +187,7 @@ class ImageDataModule(pl.LightningDataModule):
                 problem = f"{stream_buffer:,} shuffled images take about {window / 1e9:.2g} GB, more than the cache has"
                 raise UserError(problem, advice="raise {stream_cache_gb} or lower {stream_buffer}")
         self.evaluation_role = next((role for role in ("test", "val") if role in self.splits), None)
-        self._datasets: dict[tuple[str, Preprocessing, bool], Dataset[Batch]] = {}
+        self._datasets: dict[tuple[Any, ...], Dataset[Batch]] = {}
         self._plan: tuple[Any, GlobalBatchSampler] | None = None
         self._train_loader: EpochLoader | None = None
         self._resume_at: tuple[int, int] | None = None
@@ -253,34 +252,36 @@ class ImageDataModule(pl.LightningDataModule):
         Raises:
             UserError: There are more devices than samples in a global batch.
         """
-        split, (rank, world) = self.require("train"), self._rank_and_world()
-        n, labels = len(split), None
-        if self.sampling == "balanced":
-            labels = split.labels
-            n = self.num_classes * int(np.bincount(labels).max())
+        rank, world = self._rank_and_world()
+        n = self.epoch_samples
         key = (n, self.batch_size, self.micro_batch_size, rank, world)
         if self._plan is None or self._plan[0] != key:
             steps = -(-n // self.batch_size)
             share = -(-n // steps) / world
             wanted = math.ceil(share / self.micro_batch_size) if self.micro_batch_size else 1
             accumulate = max(1, min(wanted, n // steps // world))  # the smallest global batch has a sample for each
-            self._plan = key, self.batch_plan(n, rank, world, accumulate, labels)
+            self._plan = key, self.batch_plan(rank, world, accumulate)
         return self._plan[1]
 
-    def batch_plan(
-        self, n: int, rank: int, world: int, accumulate: int, labels: NDArray[np.int64] | None = None
-    ) -> GlobalBatchSampler:
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of an epoch, with those that balancing repeats."""
+        split = self.require("train")
+        return len(split) if self.sampling != "balanced" else self.num_classes * int(np.bincount(split.labels).max())
+
+    def batch_plan(self, rank: int, world: int, accumulate: int) -> GlobalBatchSampler:
         """Micro-batches of a device, so many to a step; arguments as for `GlobalBatchSampler`."""
-        groups = self.require("train").groups
+        split = self.require("train")
+        groups = split.groups
         order = None if groups is None else partial(streamed_order, groups, self.seed, buffer=self.stream_buffer)
         return GlobalBatchSampler(
-            n,
+            self.epoch_samples,
             self.batch_size,
             self.seed,
             rank,
             world,
             accumulate,
-            labels,
+            split.labels if self.sampling == "balanced" else None,
             self.repeats,
             partners=self.augmentation.mixes,
             order=order,
@@ -371,7 +372,8 @@ class ImageDataModule(pl.LightningDataModule):
         self, role: str, sampler: Any, augmentation: Augmentation | None, begin: Callable[[], None] | None = None
     ) -> EpochLoader:
         features = self._features(role)
-        key = role, self.preprocessing, features is not None  # another model may want other images
+        # Another model may want other images; those of train may be asked for as in evaluation, too.
+        key = role, self.preprocessing, features is not None, augmentation is not None
         if key not in self._datasets and features is not None:
             self._datasets[key] = FeatureRows(features.layer(), self.splits[role].labels, features.bad)
         elif key not in self._datasets:

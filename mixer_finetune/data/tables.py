@@ -35,7 +35,8 @@ _IMAGES = (
     "imagename",
 )
 _LABELS = ("label", "class", "labels", "classname", "category", "target", "species", "breed", "y")
-_SPLITS = ("split", "subset", "set", "partition", "fold")
+_SPLITS = ("split", "subset", "partition", "set", "fold")
+_OTHERWISE = ("set", "fold")  # which often say something else
 _ROLES = {name: role for role, names in SPLIT_NAMES.items() for name in names}
 Cell = str | tuple[Any, ...] | None
 Columns = Mapping[str, Sequence[Cell]]
@@ -69,29 +70,30 @@ def read_columns(path: Path) -> dict[str, list[Cell]]:
         UserError: The file can't be read as what its suffix says.
     """
     try:
-        if path.suffix == ".parquet":
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
             return _parquet_columns(path)
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        if path.suffix in (".jsonl", ".ndjson"):
+        if suffix in (".jsonl", ".ndjson"):
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
             names = list(dict.fromkeys(name for row in rows for name in row))
             return {name: [_text(row.get(name)) for row in rows] for name in names}
-        reader = csv.reader(
-            text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else _delimiter(text)
-        )
-        lines = [line for line in reader if line]
+        reader = csv.reader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else _delimiter(text))
+        lines = [(reader.line_num, line) for line in reader if line]
     except (OSError, ValueError, AttributeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as a {path.suffix[1:]} table ({error})", option="source") from error
+        raise UserError(f"{path} can't be read as a {suffix[1:]} table ({error})", option="source") from error
     if len(lines) < 2:
         raise UserError(f"the table {path} has no rows", option="source")
-    header, *rows_of_text = lines
-    if uneven := next((i for i, row in enumerate(rows_of_text, 2) if len(row) != len(header)), None):
-        found = len(rows_of_text[uneven - 2])
-        raise UserError(f"line {uneven} of {path} has {found} cells, but its head has {len(header)}", option="source")
-    columns = zip(*rows_of_text, strict=True)
-    return {
-        name.strip(): [cell.strip() or None for cell in column] for name, column in zip(header, columns, strict=True)
-    }
+    (_, header), *rows = lines
+    header = [name.strip() for name in header]
+    if double := sorted({name for name in header if header.count(name) > 1}):
+        raise UserError(f"{path} has several columns '{double[0]}'", option="source")
+    for line, row in rows:
+        if len(row) != len(header):
+            problem = f"line {line} of {path} has {len(row)} cells, but its head has {len(header)}"
+            raise UserError(problem, option="source")
+    columns = zip(*(row for _, row in rows), strict=True)
+    return {name: [cell.strip() or None for cell in column] for name, column in zip(header, columns, strict=True)}
 
 
 def _delimiter(text: str) -> str:
@@ -153,7 +155,7 @@ def labelled_files(
         UserError: A column is missing or several could be meant, a file is not there, or labels are missing.
     """
     images = _column(columns, asked.image_column, "image_column", _IMAGES, _of_images(columns), table)
-    splits = _usual(columns, _SPLITS)
+    splits, unused = _split_column(columns, asked, table)
     others = [name for name in columns if name not in (images, splits)]
     named, labels, names_of_all = _labels(columns, others, asked, table)
     paths = [str(path or "") for path in columns[images]]
@@ -188,9 +190,34 @@ def labelled_files(
         for role, name in ((role, name) for name, role in names.items()):
             if role not in found:
                 raise UserError(f"{table} has no row of split '{name}'", option=f"{role}_split")
-    left_out = ", ".join(f"{count:,} rows of split '{value}'" for value, count in left.items())
+    left_out = ", ".join([f"{count:,} rows of split '{value}'" for value, count in left.items()] + unused)
     kind = f"files in '{images}', {named}"
     return LabelledFiles(printable(str(asked.source)), str(root), found, kind, left_out, label_names=names_of_all)
+
+
+def _split_column(columns: Columns, asked: Asked, table: str) -> tuple[str | None, list[str]]:
+    """The column that says which split a row belongs to; and the columns that might have, but say something else.
+
+    Raises:
+        UserError: It is named as one, and names no split.
+    """
+    unused: list[str] = []
+    wanted = [name for name in asked.splits.values() if name is not None]
+    for usual in _SPLITS:
+        if (name := _usual(columns, (usual,))) is None:
+            continue
+        values = list(dict.fromkeys(str(cell or "") for cell in columns[name]))
+        if any(value.casefold() in _ROLES or value in wanted for value in values):
+            return name, unused
+        if usual not in _OTHERWISE:
+            shown = ", ".join(printable(value) or "an empty cell" for value in values[:5])
+            problem = f"column '{name}' of {table} has no split of a usual name (it has {shown})"
+            raise UserError(problem, advice="name one with {train_split}")
+        unused.append(f"column '{name}', which names no split")
+    for role, name in asked.splits.items():
+        if name is not None:
+            raise UserError(f"{table} has no row of split '{name}'", option=f"{role}_split")
+    return None, unused
 
 
 def _labels(columns: Columns, others: list[str], asked: Asked, table: str) -> tuple[str, list[Label], list[str] | None]:

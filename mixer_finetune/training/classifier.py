@@ -51,7 +51,8 @@ class MixerClassifier(EvaluatedModule):
     Args:
         backbone: Hub id (timm/mixer_b16_224.goog_in21k), model folder, run folder, checkpoint, the bundled
             `mixer_nano`, an architecture's name for fresh weights, or from Python a Backbone.
-        num_classes: Classes of the data, where it does not name them; the backbone's own when not given.
+        num_classes: Classes of the data. It must be given, or `label_names`, for training on data that does not name
+            them; else the backbone's own when not given.
         label_names: Names of the classes; those of an ImageDataModule when not given. The backbone's trained head is
             kept only if it was trained for these very names.
         task: single_label (one label an image) or multi_label (none, one or several: a sigmoid for each class, targets
@@ -72,7 +73,8 @@ class MixerClassifier(EvaluatedModule):
             probe (a ridge regression on the training images, computed before the first step).
         drop_path: Probability that an image skips a branch of the last block (stochastic depth); linear over depth.
         label_smoothing: Share of the target spread evenly over the classes.
-        loss: cross_entropy, binary (a sigmoid for each class), focal or logit_adjusted (for unequal classes).
+        loss: cross_entropy (of several labels an image, binary), binary (a sigmoid for each class), focal (hard images
+            weigh more) or logit_adjusted (for unequal classes).
         focal_gamma: Exponent of the focal loss.
         class_weights: balanced weighs the loss of an image inversely to how often its class occurs; or none.
         optimizer: "sgd", "adamw", "muon" (the blocks' matrices by Muon, the rest by AdamW), or a class of torch.optim
@@ -446,7 +448,9 @@ class MixerClassifier(EvaluatedModule):
             **kwargs: As LightningModule.load_from_checkpoint.
         """
         given = "backbone" in kwargs
-        kwargs.setdefault("backbone", load_backbone(checkpoint_path))
+        if not given:
+            kwargs["backbone"] = load_backbone(checkpoint_path)
+        kwargs.setdefault("weights_only", True)  # what comes from elsewhere must not run code
         module: MixerClassifier = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         if not given:  # it was made from what the checkpoint was made from
             module.hparams["backbone"] = load_checkpoint(Path(checkpoint_path))["hyper_parameters"]["backbone"]

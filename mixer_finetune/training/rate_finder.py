@@ -116,9 +116,9 @@ def _steps(module: Any, data: Any) -> Iterator[list[Batch]]:
     """The micro-batches of each step of the run, augmented, as one device would take them."""
     split = data.require("train")
     per_step = -(-data.batch_size // (data.micro_batch_size or data.batch_size))
-    n = len(split)
+    n = data.epoch_samples
     accumulate = max(1, min(per_step, n // -(-n // data.batch_size)))
-    sampler = data.batch_plan(n, 0, 1, accumulate)
+    sampler = data.batch_plan(0, 1, accumulate)
     images = batch_dataset(split, data.preprocessing, data.augmentation, data.seed)
     epoch = 0
     while True:

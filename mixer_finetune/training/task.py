@@ -33,7 +33,7 @@ class Task:
         metrics: Number of classes to what is measured on a split, by name.
         monitor: The metric that tells better weights from worse ones; more is better.
         rows: (targets, probabilities (B, C)) to what is kept of each image for its predictions, as parts (B, columns).
-        losses_allowed: Names of the losses that fit.
+        losses_allowed: Names of the losses that fit; None for all.
         loss_form: Which function of their files is the task's.
         balanced: (images of each class (C,), all images) to weights of the classes that balance them, as scikit-learn's
             "balanced".
@@ -50,7 +50,7 @@ class Task:
     metrics: Callable[[int], dict[str, Metric]]
     monitor: str
     rows: Callable[[Tensor, Tensor], list[Tensor]]
-    losses_allowed: tuple[str, ...]
+    losses_allowed: tuple[str, ...] | None
     loss_form: str
     balanced: Callable[[Tensor, int], Tensor]
     weighted: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None
@@ -140,7 +140,7 @@ SINGLE_LABEL = Task(
     metrics=_multiclass_metrics,
     monitor="accuracy",
     rows=_most_probable,
-    losses_allowed=("cross_entropy", "binary", "focal", "logit_adjusted"),
+    losses_allowed=None,
     loss_form="per_image",
     balanced=lambda counts, images: counts.sum() / (len(counts) * counts.double()),
     weighted=None,

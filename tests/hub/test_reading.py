@@ -125,6 +125,13 @@ def test_offline_a_folder_of_images_is_whole_or_refused(load, pictures, tmp_path
     assert_one_line(load(data="someone/pictures", HF_HUB_OFFLINE="1", **home), "is not in the cache")
 
 
+def test_configurations_of_folders_of_images_are_what_the_card_says(load, pictures):
+    assert_one_line(load(data="someone/pictures", data_config="odd"), "BuilderConfig 'odd' not found")
+    card = yaml.safe_dump({"configs": [{"config_name": "few", "data_files": "TEST/t*/*"}]})
+    pictures.commit({"README.md": f"---\n{card}---\n".encode()})
+    assert load(data="someone/pictures", data_config="few")["data"]["images"] == {"train": 4}
+
+
 def test_configurations_are_kept_apart_offline(load, hub, digits):
     configs = [
         {"config_name": "big", "data_files": "data/train-*"},

@@ -14,11 +14,13 @@ from mixer_finetune.augment import (
     mirror_boxes,
     rotate_batch,
 )
+from mixer_finetune.augment.auto import NARROW, operate
 from mixer_finetune.backbones import Preprocessing
 from mixer_finetune.backbones.cropping import evaluation_crop
 from mixer_finetune.backbones.preprocessing import normalize
 from mixer_finetune.images import BadImage, decode, to_tensor
 
+FOUR = Preprocessing(image_size=32, mean=(0.0,) * 4, std=(1.0,) * 4, crop_pct=1.0)
 PLAIN = Preprocessing(image_size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_pct=1.0)
 EVERYTHING = Augmentation((0.2, 1.0), flip=True, rotation=20.0, color_jitter=0.4, random_erasing=0.5)
 
@@ -102,6 +104,28 @@ def test_erasing_blanks_the_asked_share_of_images_to_the_mean(images):
     touched = (out == 0).flatten(1).any(1)
     assert 0.25 < touched.float().mean() < 0.35
     assert set(out.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("options", [{"color_jitter": 0.8}, {"three_augment": True}, {"rand_augment": 9}])
+def test_colours_change_and_an_alpha_channel_does_not(images, options):
+    if "rand_augment" in options:  # turns and shears alpha, too
+        names = ("Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize")
+        four = torch.cat([images[:1], images[:1, :1]], 1)[0] // 4 + 30
+        turned = [operate(four, name, NARROW[name], 20, False, [0.0] * 4) for name in names]
+        assert all(torch.equal(each[3], four[3]) and not torch.equal(each[:3], four[:3]) for each in turned)
+        return
+    four = torch.cat([images, images[:, :1]], 1)
+    augmentation = Augmentation((1.0, 1.0), flip=False, **options)
+    three = augmented(images, range(16), augmentation=augmentation)
+    out = augment_batch(four, torch.zeros(16), augmentation.steps(FOUR), FOUR, 7, 3, np.arange(16))[0]
+    assert torch.allclose(out[:, 3], four[:, 3] / 255)
+    assert torch.allclose(out[:, :3], three) and not torch.allclose(three, images / 255)
+
+
+def test_an_option_without_effect_is_not_said_to_be_done():
+    assert Augmentation(mix_probability=0.5, rand_augment_ops=3).described() == []
+    said = Augmentation(mixup=0.2, mix_probability=0.5, rand_augment=9, rand_augment_ops=3).described()
+    assert sorted(said) == ["mix probability 0.5", "mixup 0.2", "rand augment 9", "rand augment ops 3"]
 
 
 def test_evaluation_crops_the_centre_of_the_shorter_sides_resize():

@@ -55,6 +55,26 @@ def test_string_and_plain_integer_labels_become_classes(tmp_path):
     assert found.label_names == ["3", "7"] and found.splits["train"].labels.tolist() == [1, 0, 1, 0]
 
 
+def test_an_empty_text_is_no_class(tmp_path):
+    images = table(labels={"label": ["dog", "", "cat", "dog"]})
+    with pytest.raises(UserError, match="1 of 4 labels in 'label' .*missing"):
+        open_source(save(tmp_path / "s", train=images))
+
+
+def test_training_images_as_in_evaluation_are_not_those_of_training(tmp_path):
+    make_photos(tmp_path / "p", {"x": 4, "y": 4}, size=(64, 64))
+    options = {"val_fraction": 0.0, "batch_size": 8, "crop_area": [0.1, 0.2], "num_workers": 0}
+
+    def first(loader):
+        return next(iter(loader)).images
+
+    data, other = (ImageDataModule(str(tmp_path / "p"), **options) for _ in range(2))
+    evaluated = first(data.eval_dataloader("train"))
+    trained = first(data.train_dataloader())
+    assert torch.equal(first(other.train_dataloader()), trained)
+    assert torch.equal(first(other.eval_dataloader("train")), evaluated) and not torch.equal(evaluated, trained)
+
+
 def test_a_single_parquet_file_is_train_and_a_dev_split_is_held_out(tmp_path):
     table(20).to_parquet(tmp_path / "one.parquet")
     data = ImageDataModule(str(tmp_path / "one.parquet"), val_fraction=0.2)

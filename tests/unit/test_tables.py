@@ -64,6 +64,34 @@ def test_a_split_column_and_files_elsewhere(folder, tmp_path):
     assert "left out: 1 rows of split 'unused'" in source.description
 
 
+def test_a_column_of_splits_names_some(folder):
+    def rows(*values):
+        return [(*row, value) for row, value in zip(ROWS, values, strict=True)]
+
+    folds = write(folder / "f.csv", ("file", "label", "fold"), rows(0, 0, 1, 1))
+    source = open_source(folds)
+    assert sizes(source) == {"train": ("train", 4)} and "left out: column 'fold', which names no split" in (
+        source.description
+    )
+    assert sizes(open_source(folds, splits={"train": "0", "test": "1"})) == {"train": ("0", 2), "test": ("1", 2)}
+    other = write(folder / "s.csv", ("file", "label", "split"), rows("old", "old", "new", "new"))
+    with pytest.raises(UserError, match="column 'split' of .* no split of a usual name .it has old, new"):
+        open_source(other)
+    assert sizes(open_source(other, splits={"train": "old"})) == {"train": ("old", 2)}
+    both = write(folder / "b.csv", ("file", "label", "fold", "subset"), [(*row, "train") for row in rows(0, 0, 1, 1)])
+    assert sizes(open_source(both)) == {"train": ("train", 4)}
+    with pytest.raises(UserError, match="has no row of split 'x'; change train_split"):
+        open_source(write(folder / "n.csv", ("file", "label"), ROWS), splits={"train": "x"})
+
+
+def test_a_suffix_may_be_in_capitals(folder):
+    (folder / "J.JSONL").write_text("\n".join(json.dumps({"file": f, "label": c}) for f, c in ROWS))
+    write(folder / "T.TSV", ("file", "label"), ROWS, "\t")
+    pq.write_table(pa.table({"file": [f for f, _ in ROWS], "label": [c for _, c in ROWS]}), folder / "P.PARQUET")
+    for name in ("J.JSONL", "T.TSV", "P.PARQUET"):
+        assert labels(open_source(folder / name)) == ["cat", "dog", "cat", "dog"], name
+
+
 def test_metadata_in_a_folder_gives_the_classes_where_it_has_some(folder):
     write(folder / "metadata.csv", ("file_name", "label"), ROWS)
     assert labels(open_source(folder)) == ["cat", "dog", "cat", "dog"]
@@ -79,6 +107,8 @@ def test_metadata_in_a_folder_gives_the_classes_where_it_has_some(folder):
         (("file",), [("a/0.png",)], "no label column (it has file); name it with label_column"),
         (("file", "label"), [("a/0.png", "x"), ("a/1.png", "")], "1 of 2 rows of"),
         (("file", "label"), [("a/0.png", "x", "y")], "line 2 of"),
+        (("file", "label"), [("a/0.png", "x"), ('"a/1.png\n"', "x"), ("b/0.png",)], "line 5 of"),
+        (("file", "label", "label "), [("a/0.png", "x", "y")], "has several columns 'label'"),
         (("file", "label"), [], "has no rows"),
         (("number", "label"), [("1", "x")], "several that could be"),
     ],

@@ -72,7 +72,7 @@ def make_loss(task: Task, options: Any, data: Any) -> Loss:
     Raises:
         UserError: They have to be counted, and can't be; or the imbalance would be corrected twice.
     """
-    if options.loss not in task.losses_allowed:
+    if task.losses_allowed is not None and options.loss not in task.losses_allowed:
         problem = f"the {options.loss.replace('_', '-')} loss needs one label an image, and these have several"
         raise UserError(problem, option="loss", choices=" or ".join(task.losses_allowed))
     made = Loss(task, options.loss, Settings(options.label_smoothing, options.focal_gamma))
