@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mixer_finetune import __version__
 from mixer_finetune.errors import UserError
 from mixer_finetune.runs import RunFolder
@@ -171,6 +169,8 @@ def versions() -> dict[str, str]:
 
 def device_name(trainer: pl.Trainer) -> str:
     """What computed: a GPU's name, or the processor's and how many threads each process had."""
+    import torch  # the list of runs, which reads results, does without
+
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
