@@ -86,6 +86,8 @@ def _show(comparison: Comparison) -> None:
 
 
 def _show_classes(comparison: Comparison) -> None:
+    from mixer_finetune.evaluation.comparison import p_text
+
     differing = [each for each in comparison.classes if each.spread > 0]
     if not differing:
         print("on each class the runs are right equally often")
@@ -96,7 +98,7 @@ def _show_classes(comparison: Comparison) -> None:
     tested = differing[0].p is not None
     rows = [
         [each.name, f"{each.images:,}", *(f"{count / each.images:.1%}" for count in each.right)]
-        + ([f"{each.p:.2g}"] if each.p is not None else [])
+        + ([p_text(each.p)] if each.p is not None else [])
         for each in differing[:_MOST_CLASSES]
     ]
     _print_table(header + (["p, corrected"] if tested else []), rows, numbers=1)

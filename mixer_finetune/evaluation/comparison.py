@@ -237,7 +237,9 @@ def verdict(pair: Pair, images: int, first: str, second: str, several: bool = Fa
     """
     low, high = (100 * value for value in pair.interval)
     points = f"{100 * pair.difference:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}"
-    p = f"p = {_p(pair.p)}" + (f", {_p(pair.corrected)} after Holm's correction for {tests} tests" if tests > 1 else "")
+    p = f"p {_equals(pair.p)}" + (
+        f", {p_text(pair.corrected)} after Holm's correction for {tests} tests" if tests > 1 else ""
+    )
     counts = (
         f"only {second} is right on {pair.only_second:,}, only {first} on {pair.only_first:,} of {images:,} images"
         f" ({points}; exact McNemar test, {p})"
@@ -250,5 +252,11 @@ def verdict(pair: Pair, images: int, first: str, second: str, several: bool = Fa
     return f"{better} is better than {worse}, beyond chance: {counts}."
 
 
-def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 0.001 else f"{value:.0e}"
+def p_text(value: float) -> str:
+    """A p value as people write it."""
+    return f"{value:.2g}" if value >= 0.001 else "< 0.001"
+
+
+def _equals(value: float) -> str:
+    text = p_text(value)
+    return text if text.startswith("<") else f"= {text}"

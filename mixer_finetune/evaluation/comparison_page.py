@@ -13,9 +13,8 @@ from mixer_finetune.backbones.folder import read_config
 from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation import page
-from mixer_finetune.evaluation.comparison import Comparison, Pair, option_text, verdict
-from mixer_finetune.evaluation.comparison_figure import comparison_figure
-from mixer_finetune.evaluation.figures import _svg
+from mixer_finetune.evaluation.comparison import Comparison, Pair, option_text, p_text, verdict
+from mixer_finetune.evaluation.comparison_figure import comparison_svgs
 from mixer_finetune.evaluation.matched_runs import Compared
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.report_images import decoded_image
@@ -39,7 +38,7 @@ def comparison_page(comparison: Comparison, say: Callable[[str], None]) -> str:
         verdict(pair, len(comparison.files), pair.first, pair.second, comparison.several, len(comparison.pairs))
         for pair in comparison.pairs
     ]
-    picture = page.row([_svg(comparison_figure(comparison), "runs")], "wide")
+    picture = page.row(comparison_svgs(comparison), "figure")
     sections = [
         "".join(f"<p><b>{page.text(sentence)}</b></p>" for sentence in verdicts),
         "".join(f'<p class="warning">{page.text(note)}</p>' for note in comparison.notes),
@@ -53,22 +52,23 @@ def comparison_page(comparison: Comparison, say: Callable[[str], None]) -> str:
 
 
 def _runs(comparison: Comparison) -> str:
-    metrics = list(comparison.runs[0].metrics)
-    rows = []
-    for each in comparison.runs:
-        intervals, error = each.measured
-        cells = [f"<b>{each.letter}</b>", page.text(each.title), page.text(method(each.config, each.results))]
-        for name in metrics:
-            if name not in each.metrics:
-                cells.append("")
-                continue
-            low, high = intervals.get(name, (0.0, 0.0))
-            between = f"<br><small>{low:.1%} to {high:.1%}</small>" if name in intervals else ""
-            cells.append(metric_text(name, each.metrics[name]) + between)
-        rows.append([*cells, f"{error:.1%}"])
-    head = ["", "run", "method", *map(metric_name, metrics), "calibration error"]
+    """Runs side by side, a column each, so that two of them fit onto a telephone."""
+    runs = comparison.runs
+    rows = [["run", *(page.text(each.title) for each in runs)]]
+    rows.append(["method", *(page.text(method(each.config, each.results)) for each in runs)])
+    for name in runs[0].metrics:
+        rows.append([page.text(metric_name(name)), *(_measured(each, name) for each in runs)])
+    rows.append(["calibration error", *(f"{each.measured[1]:.1%}" for each in runs)])
     text = f"<p>On the same {len(comparison.files):,} images; below each value its 95% interval.</p>"
-    return text + page.table(head, rows, texts=3)
+    return text + page.table(["", *(each.letter for each in runs)], rows)
+
+
+def _measured(each: Compared, name: str) -> str:
+    if name not in each.metrics:
+        return ""
+    low, high = each.measured[0].get(name, (0.0, 0.0))
+    between = f"<br><small>{low:.1%} to {high:.1%}</small>" if name in each.measured[0] else ""
+    return metric_text(name, each.metrics[name]) + between
 
 
 def _seeds(comparison: Comparison) -> str:
@@ -89,14 +89,22 @@ def _seeds(comparison: Comparison) -> str:
 
 
 def _pairs(pairs: list[Pair]) -> str:
-    rows = []
-    for pair in pairs:
-        counts = [f"{count:,}" for count in (pair.only_second, pair.only_first, pair.both_wrong)]
-        f1 = "" if pair.f1 is None else _points(*pair.f1)
-        values = [_points(pair.difference, pair.interval), f1, *counts, f"{pair.p:.2g}", f"{pair.corrected:.2g}"]
-        rows.append([f"{pair.second} less {pair.first}", *values])
-    head = ["", "right answers, points", "macro-F1, points", f"right: not {pairs[0].first}", f"only {pairs[0].first}"]
-    return page.table([*head, "both wrong", "p (McNemar)", "p (Holm)"], rows, texts=1)
+    first = pairs[0].first
+    rows = [["right answers, points", *(_points(pair.difference, pair.interval) for pair in pairs)]]
+    if all(pair.f1 for pair in pairs):
+        rows.append(["macro-F1, points", *(_points(*pair.f1) for pair in pairs if pair.f1)])
+    rows.append([f"images that it has right and {first} wrong", *(f"{pair.only_second:,}" for pair in pairs)])
+    rows.append([f"images that {first} has right and it wrong", *(f"{pair.only_first:,}" for pair in pairs)])
+    rows.append(["images that both have wrong", *(f"{pair.both_wrong:,}" for pair in pairs)])
+    rows.append(["p, exact McNemar test", *(page.text(p_text(pair.p)) for pair in pairs)])
+    if len(pairs) > 1:
+        rows.append(
+            [
+                f"p after Holm's correction for {len(pairs)} tests",
+                *(page.text(p_text(pair.corrected)) for pair in pairs),
+            ]
+        )
+    return page.table(["", *(f"{pair.second} less {first}" for pair in pairs)], rows)
 
 
 def _points(difference: float, interval: tuple[float, float]) -> str:
@@ -111,7 +119,7 @@ def _classes(comparison: Comparison, letters: list[str]) -> str:
         recalls = [count / each.images for count in each.right]
         cells = [page.text(each.name), f"{each.images:,}", *(f"{recall:.1%}" for recall in recalls)]
         cells.append(f"{100 * (recalls[1] - recalls[0]):+.1f}" if tested else f"{100 * each.spread:.1f}")
-        rows.append(cells + ([f"{each.p:.2g}"] if each.p is not None else []))
+        rows.append(cells + ([page.text(p_text(each.p))] if each.p is not None else []))
     head = ["class", "images", *(f"recall of {letter}" for letter in letters), "points"]
     what = "all its labels, image by image" if comparison.several else "recall"
     text = (

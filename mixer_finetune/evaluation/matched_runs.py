@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from mixer_finetune.data.classes import match_classes
 from mixer_finetune.errors import UserError
-from mixer_finetune.evaluation.kinds import KINDS
-from mixer_finetune.evaluation.label_measures import label_figures
 from mixer_finetune.evaluation.label_sets import LabelSets
-from mixer_finetune.evaluation.measures import ConfusionMatrix, macro_f1
+from mixer_finetune.evaluation.measures import ConfusionMatrix, calibration, intervals, macro_f1
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.results import Results, options_of
 from mixer_finetune.evaluation.run_list import run_title
@@ -61,8 +59,15 @@ class Compared:
     @cached_property
     def measured(self) -> tuple[dict[str, tuple[float, float]], float]:
         """95% intervals of the metrics, and the calibration error."""
-        intervals, error = KINDS[self.results.task].measured(self.found)
-        return {name: intervals[name] for name in self.metrics if name in intervals}, error
+        found = self.found
+        if isinstance(found, Predictions):
+            between, error = intervals(found), calibration(found)[1]
+        else:
+            # With it comes what computes mean average precision, and takes seconds to import.
+            from mixer_finetune.evaluation.label_measures import label_calibration_error, label_intervals
+
+            between, error = label_intervals(found), label_calibration_error(found)
+        return {name: between[name] for name in self.metrics if name in between}, error
 
 
 def _metrics(found: Any) -> dict[str, float]:
@@ -74,6 +79,8 @@ def _metrics(found: Any) -> dict[str, float]:
         if len(found.names) > found.top.shape[1]:  # else every answer is among them
             metrics["top5_accuracy"] = float(found.within_top.mean()) if len(found) else 0.0
         return metrics
+    from mixer_finetune.evaluation.label_measures import label_figures
+
     figures = label_figures(found)
     areas = [f.average_precision for f in figures if f.average_precision is not None]
     occurring = [f.f1 for i, f in enumerate(figures) if f.images or found.answers[:, i].any()]
@@ -99,7 +106,8 @@ def read_run(letter: str, run: RunFolder) -> Compared:
     results = Results.read(run)
     if not results.metrics:
         raise UserError(f"{run} was not evaluated on any split: there is nothing to compare")
-    found = KINDS[results.task].answers.read(run.predictions_file, results.classes)
+    answers: Any = LabelSets if results.task == "multi_label" else Predictions
+    found = answers.read(run.predictions_file, results.classes)
     return Compared(letter, run, run.read_config(), results, found, found.indices)
 
 
