@@ -292,6 +292,8 @@ def find_run(name: str | os.PathLike[str]) -> Path:
     if path.name != LAST or path.exists():
         return path
     folder = path.parent if path.is_absolute() or path.parts[0] == RUNS else RUNS / path.parent
+    if len(path.parts) > 1 and not folder.is_dir():
+        return path  # may be a repository
     runs = runs_below(folder)
     if not runs:
         raise UserError(f"there is no run in {folder}/ that '{path}' could mean; name a run folder")
