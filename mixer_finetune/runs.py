@@ -218,6 +218,12 @@ class RunFolder(os.PathLike[str]):
         return datetime.fromtimestamp(int(self.config_file.stat().st_mtime))
 
     @property
+    def is_placed(self) -> bool:
+        """Whether it lies where `fit` makes runs, `<folder>/<recipe>/<date-time>`, or `slurm-<job>` in its place."""
+        name = self.path.resolve().name
+        return bool(_STAMPED.fullmatch(name)) or name.startswith("slurm-")
+
+    @property
     def in_time(self) -> tuple[datetime, int, str]:
         """What orders runs by when they began."""
         found = _STAMPED.fullmatch(self.path.name)

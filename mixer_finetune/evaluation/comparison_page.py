@@ -43,10 +43,10 @@ def comparison_page(comparison: Comparison, say: Callable[[str], None]) -> str:
         "".join(f"<p><b>{page.text(sentence)}</b></p>" for sentence in verdicts),
         "".join(f'<p class="warning">{page.text(note)}</p>' for note in comparison.notes),
         page.section("Runs", _runs(comparison) + _seeds(comparison)),
-        page.section("Differences", _pairs(comparison.pairs) + picture),
+        page.section("Differences", pairs_table(comparison.pairs) + picture),
         page.section("Classes", _classes(comparison, letters)),
         *_image_sections(comparison, say),
-        page.section("Options that differ", _options(comparison, letters)),
+        page.section("Options that differ", options_table(comparison)),
     ]
     return page.document(" against ".join(names) if len(names) == 2 else f"{len(names)} runs compared", sections)
 
@@ -88,13 +88,14 @@ def _seeds(comparison: Comparison) -> str:
     return "".join(lines)
 
 
-def _pairs(pairs: list[Pair]) -> str:
+def pairs_table(pairs: list[Pair]) -> str:
+    """How other runs differ from the first, a column each."""
     first = pairs[0].first
     rows = [["right answers, points", *(_points(pair.difference, pair.interval) for pair in pairs)]]
     if all(pair.f1 for pair in pairs):
         rows.append(["macro-F1, points", *(_points(*pair.f1) for pair in pairs if pair.f1)])
-    rows.append([f"images that it has right and {first} wrong", *(f"{pair.only_second:,}" for pair in pairs)])
-    rows.append([f"images that {first} has right and it wrong", *(f"{pair.only_first:,}" for pair in pairs)])
+    rows.append([f"images that only it has right, not {first}", *(f"{pair.only_second:,}" for pair in pairs)])
+    rows.append([f"images that only {first} has right", *(f"{pair.only_first:,}" for pair in pairs)])
     rows.append(["images that both have wrong", *(f"{pair.both_wrong:,}" for pair in pairs)])
     rows.append(["p, exact McNemar test", *(page.text(p_text(pair.p)) for pair in pairs)])
     if len(pairs) > 1:
@@ -130,7 +131,9 @@ def _classes(comparison: Comparison, letters: list[str]) -> str:
     return text + page.table(head + (["p"] if tested else []), rows, texts=1, sortable=True)
 
 
-def _options(comparison: Comparison, letters: list[str]) -> str:
+def options_table(comparison: Comparison) -> str:
+    """The options in which the runs differ."""
+    letters = [each.letter for each in comparison.runs]
     if not comparison.options:
         return "<p>None: the runs have the same configuration.</p>"
     rows = [

@@ -49,7 +49,7 @@ class Compared:
     @property
     def title(self) -> str:
         """Name and time of the run, which is what people know it by."""
-        return run_title(self.run, self.config)
+        return run_title(self.run, self.config, self.results)
 
     @cached_property
     def metrics(self) -> dict[str, float]:

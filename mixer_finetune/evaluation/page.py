@@ -15,6 +15,7 @@ from mixer_finetune.evaluation.mosaics import Pixels, data_uri, mosaic
 
 THUMBNAIL = 160  # pixels
 UNITS_A_ROW = 12
+_MOST_ROWS = 25  # of a table that does not scroll on its own
 
 
 def text(value: object) -> str:
@@ -54,8 +55,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1,
     for first, *others in rows:
         cells = "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds[1:], others, strict=True))
         lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
+    tall = ' tall" tabindex="0' if len(rows) > _MOST_ROWS else ""
+    kind = "figures sortable" if sortable else "figures"
     return (
-        f'<div class="scroll"><table class="figures{" sortable" if sortable else ""}"><thead><tr>{heads}</tr></thead>'
+        f'<div class="scroll{tall}"><table class="{kind}"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -64,6 +64,8 @@ class Results:
         weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", ...
         lr: Highest learning rate, and where it is from; None where it is not known.
         judgement: What the run's numbers say about it, sentence by sentence.
+        name: Of the run; None in earlier files.
+        started: When it began, as ISO 8601 in local time; None in earlier files.
     """
 
     metrics: dict[str, float]
@@ -95,6 +97,8 @@ class Results:
     weights: str = "last"
     lr: str | None = None
     judgement: list[str] = field(default_factory=list)
+    name: str | None = None
+    started: str | None = None
 
     @classmethod
     def read(cls, run: RunFolder) -> Results:

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -118,9 +119,17 @@ class ListedRun:
         }
 
 
-def run_title(run: RunFolder, config: Mapping[str, Any]) -> str:
-    """Name and time of a run, without its place: "digits, 2026-11-25 18:02:10"."""
-    return f"{config.get('name') or run.path.parent.name}, {run.started:%Y-%m-%d %H:%M:%S}"
+def run_title(run: RunFolder, config: Mapping[str, Any], results: Results | None = None) -> str:
+    """Name and time of a run, without its place: "digits, 2026-11-25 18:02:10".
+
+    Args:
+        run: Its folder.
+        config: Content of its config.yaml.
+        results: Of it, which say when a run began that was put elsewhere since.
+    """
+    name = (results.name if results else None) or config.get("name") or run.path.resolve().parent.name
+    started = datetime.fromisoformat(results.started) if results and results.started else run.started
+    return f"{name}, {started:%Y-%m-%d %H:%M:%S}"
 
 
 def method(config: Mapping[str, Any], results: Results | None = None) -> str:
