@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mixer_finetune.backbones.folder import read_config
+from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation import page
@@ -171,7 +172,9 @@ class _Pictures:
         for each in comparison.runs:
             try:
                 self.split: Split = open_data(each.config).splits[str(each.results.role)]
-                self.run, self.preprocessing = each, read_config(each.run.model / "config.json").preprocessing
+                self.run, config = each, each.run.model / "config.json"
+                # Without the model, images are shown as they are.
+                self.preprocessing = read_config(config).preprocessing if config.is_file() else Preprocessing()
                 return
             except UserError as error:
                 problem = problem or error

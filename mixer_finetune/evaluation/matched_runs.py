@@ -215,7 +215,8 @@ def _same_labels(runs: list[Compared], notes: list[str], strict: bool) -> list[C
         same &= agree
     if same.all():
         return runs
-    notes.append(f"left out: {int((~same).sum()):,} images whose label is not the same in all runs")
+    images = "1 image" if (~same).sum() == 1 else f"{int((~same).sum()):,} images"
+    notes.append(f"left out: {images} whose label is not the same in all runs")
     return [_at(each, np.flatnonzero(same).tolist()) for each in runs]
 
 
