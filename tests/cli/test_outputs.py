@@ -317,6 +317,7 @@ def test_predict_compiled_and_in_bf16_gives_the_same_answers(run, cli, photos, t
         (["--features"], "give --output a name that ends in .jsonl or .parquet"),
         (["--resume"], "leave out --resume"),
         (["--output", "nowhere/p.csv"], "can't be written"),
+        (["--split", "val"], "give either files or --split"),
     ],
 )
 def test_predict_refuses_in_one_line(run, cli, photos, words, says):
