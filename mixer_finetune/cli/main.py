@@ -47,7 +47,10 @@ usage: mixer-finetune COMMAND ...     (or: python -m mixer_finetune COMMAND ...)
 Every command takes --help, and --debug to show the traceback of an error.
 To begin: mixer-finetune fit --recipe digits"""
 # What others call a command.
-HABITS = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "val": "validate", "infer": "predict"}
+HABITS = {
+    "train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "val": "validate", "infer": "predict",
+    "list": "runs", "ls": "runs", "diff": "compare",
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
