@@ -136,20 +136,23 @@ class Comparison:
     @cached_property
     def classes(self) -> list[ClassDifference]:
         """Classes that have images, those on which the runs differ most first."""
-        found = self.runs[0].found
-        of_class = found.labels.T if self.several else [found.labels == i for i in range(len(self.names))]
-        right = self.right
-        if self.several:  # of each class whether its answer is right
+        labels, right = self.runs[0].found.labels, self.right
+        per_class: dict[int, NDArray[np.bool_]] = {}  # (r, images of the class) whether each run is right
+        if self.several:  # on that label
             rights = np.stack([each.found.answers == each.found.labels for each in self.runs])  # (r, n, C)
-        there = [i for i in range(len(self.names)) if of_class[i].any()]
-        values: list[float | None] = [None] * len(there)
-        per_class = [(rights[:, :, i] if self.several else right)[:, np.asarray(of_class[i], bool)] for i in there]
+            per_class = {int(i): rights[:, labels[:, i], i] for i in np.flatnonzero(labels.any(0))}
+        else:
+            order = np.argsort(labels, kind="stable")
+            there, starts = np.unique(labels[order], return_index=True)
+            parts = np.split(order, starts[1:])
+            per_class = {int(i): right[:, rows] for i, rows in zip(there, parts, strict=True)}
+        values: list[float | None] = [None] * len(per_class)
         if len(self.runs) == 2:
-            tests = [mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in per_class]
+            tests = [mcnemar(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in per_class.values()]
             values = list(holm(tests))
         rows = [
             ClassDifference(self.names[i], part.shape[1], tuple(part.sum(1).tolist()), p)
-            for i, part, p in zip(there, per_class, values, strict=True)
+            for (i, part), p in zip(per_class.items(), values, strict=True)
         ]
         return sorted(rows, key=lambda row: -row.spread)
 
