@@ -26,7 +26,7 @@ RUN pip install --no-cache-dir "/source[export]" && rm -rf /source
 # Whoever --user names may write here.
 RUN mkdir /work /cache && chmod 777 /work /cache
 USER 1000
-ENV HOME=/cache HF_HOME=/cache
+ENV HOME=/cache HF_HOME=/cache USER=user
 VOLUME ["/work", "/cache"]
 WORKDIR /work
 ENTRYPOINT ["mixer-finetune"]
