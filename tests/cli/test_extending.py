@@ -30,7 +30,8 @@ main({arguments})
 FIT = (
     "fit --recipe digits --model.backbone feedforward_nano_32 --model.image_size 48 --model.optimizer adamw "
     "--model.loss poly --data.upside_down true --data.num_workers 0 --data.images_per_class 8 "
-    "--trainer.max_epochs -1 --trainer.max_steps 2 --trainer.accelerator cpu"
+    "--trainer.max_epochs -1 --trainer.max_steps 2 --trainer.accelerator cpu "
+    "--data.eval_batch_size 32 --trainer.limit_test_batches 1 --trainer.limit_val_batches 1"
 )
 
 
