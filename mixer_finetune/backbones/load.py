@@ -21,6 +21,7 @@ from mixer_finetune.backbones.preprocessing import as_pair
 from mixer_finetune.backbones.resize import auto_reason, plan_resize, resize_weights
 from mixer_finetune.errors import UserError
 from mixer_finetune.hub.read import download, download_url, is_repo_id
+from mixer_finetune.integrity import check_unchanged
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 # The weights of a model folder: the first of these that is there.
@@ -135,6 +136,7 @@ def read_model(source: str, revision: str | None = None) -> tuple[ModelConfig, d
 
 def _read_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """A file of weights, and the config that stands beside it or that the weights imply."""
+    check_unchanged(path)
     config, weights = read_weights(path)
     if config is None:
         beside = path.parent / "config.json"
@@ -148,6 +150,7 @@ def _read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     for is_there, name in ((config_file.is_file(), "config.json"), (bool(files), WEIGHT_FILES[0])):
         if not is_there:
             raise UserError(f"{folder} is not a model folder: it has no {name}", option="backbone")
+    check_unchanged(config_file, files[0])
     return read_config(config_file), read_weights(files[0])[1]
 
 

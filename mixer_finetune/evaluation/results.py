@@ -66,6 +66,7 @@ class Results:
         weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", ...
         lr: Highest learning rate, and where it is from; None where it is not known.
         judgement: What the run's numbers say about it, sentence by sentence.
+        files: sha256 of what the run wrote, by path in its folder.
     """
 
     metrics: dict[str, float]
@@ -97,6 +98,7 @@ class Results:
     weights: str = "last"
     lr: str | None = None
     judgement: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, run: RunFolder) -> Results:

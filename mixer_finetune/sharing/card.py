@@ -20,6 +20,7 @@ from mixer_finetune.evaluation.label_sets import LabelSets
 from mixer_finetune.evaluation.measures import ConfusionMatrix, class_figures, most_confused
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.results import METRIC_NAMES, METRIC_TYPES, Results, metric_name, metric_text, options_of
+from mixer_finetune.integrity import check_unchanged
 from mixer_finetune.runs import RunFolder
 
 MOST_LISTED_CLASSES = 50
@@ -74,6 +75,7 @@ def model_card(run: RunFolder, repo_id: str | None = None, *, backbone: Backbone
         UserError: The run did not finish.
     """
     config, results = run.read_config(), Results.read(run)
+    check_unchanged(run.config_file, run.predictions_file)
     backbone = backbone or load_backbone(run.model)
     data_name = public_name(results.data["source"], results.data["revision"])
     title = repo_id.split("/")[-1] if repo_id else f"{backbone.architecture} on {data_name}"

@@ -60,6 +60,7 @@ def contents(run: RunFolder, repo_id: str) -> dict[str, bytes | Path]:
         if option in options:
             options[option] = origin.get("source")
     results["bad_images"] = len(results["bad_images"])
+    del results["files"]  # the hashes of files that lie here, some of which are sent otherwise or not at all
     config |= {"output_dir": "runs", "push": None, "trainer": {**(config.get("trainer") or {}), **_PRIVATE}}
     # A relative path looks like a Hub id or a metric's name: it is one if it leads somewhere from here or above the
     # run.
