@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mixer_finetune.errors import Interrupted, UserError
+from mixer_finetune.texts import terminal_line
 
 _OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 _MOST_PROBLEMS_SHOWN = 10
@@ -102,9 +103,9 @@ def predict(
             raise UserError(problem, advice="free the disk; what is done is kept for {resume}") from error
         raise UserError(problem, option="output") from error
     broken = f", {len(bad)} of them images that can't be decoded" if bad else ""
-    print(f"wrote {len(images):,} rows to {target}{broken}")
+    print(terminal_line(f"wrote {len(images):,} rows to {target}{broken}"))
     for problem in bad[:_MOST_PROBLEMS_SHOWN]:
-        print(f"  {problem}")
+        print(f"  {terminal_line(problem)}")
     return 2 if len(bad) == len(images) else 0
 
 

@@ -18,6 +18,7 @@ from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation.predictions import prediction_columns
 from mixer_finetune.files import write_atomically
+from mixer_finetune.texts import csv_cell
 
 
 def row_schema(k: int, features: bool, several: bool, computed_by: str) -> pa.Schema:
@@ -113,7 +114,7 @@ def finish_rows(part: Path, target: Path) -> list[str]:
                         lines.write(json.dumps(filled, ensure_ascii=False) + "\n")
             return
         kind: Any = csv.CSVWriter if target.suffix == ".csv" else parquet.ParquetWriter
-        as_written = _without_lists if target.suffix == ".csv" else _as_is
+        as_written = _as_cells if target.suffix == ".csv" else _as_is
         with kind(str(path), as_written(schema.empty_table()).schema) as writer:
             for batch in batches():
                 writer.write_table(as_written(pa.Table.from_batches([batch])))
@@ -127,10 +128,13 @@ def _as_is(rows: pa.Table) -> pa.Table:
     return rows.replace_schema_metadata(None)
 
 
-def _without_lists(rows: pa.Table) -> pa.Table:
-    """The rows with lists as JSON, since a cell of CSV holds none."""
+def _as_cells(rows: pa.Table) -> pa.Table:
+    """The rows with lists as JSON, since a cell of CSV holds none, and no name that a spreadsheet would compute."""
     for i, field in enumerate(rows.schema):
         if pa.types.is_list(field.type):
             cells = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in rows[i].to_pylist()]
+            rows = rows.set_column(i, field.name, pa.array(cells, pa.string()))
+        elif pa.types.is_string(field.type):
+            cells = [None if cell is None else csv_cell(cell) for cell in rows[i].to_pylist()]
             rows = rows.set_column(i, field.name, pa.array(cells, pa.string()))
     return rows.replace_schema_metadata(None)

@@ -13,6 +13,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mixer_finetune.console import console
+from mixer_finetune.texts import terminal
 from mixer_finetune.training.header import header
 
 # The command line prints what is logged at this package's loggers; in a library it is silent unless asked for.
@@ -149,7 +150,7 @@ class Bar(ProgressBar):
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Print above the bar."""
-        console.print(sep.join(map(str, args)), markup=False)
+        console.print(terminal(sep.join(map(str, args))), markup=False, emoji=False)
 
     def _stop(self) -> None:
         if self._bar is not None:
