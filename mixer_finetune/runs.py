@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from mixer_finetune.errors import UserError
-from mixer_finetune.files import sweep, write_text
+from mixer_finetune.files import link_to_elsewhere, sweep, write_text
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,12 @@ class RunFolder(os.PathLike[str]):
         """A run folder that is there; temporary files of processes that were killed are removed from it.
 
         Raises:
-            UserError: The folder is not a run folder.
+            UserError: The folder is not a run folder, or holds a link that leads elsewhere.
         """
         run = cls(Path(path).expanduser())
         if not run.config_file.is_file():
             raise UserError(f"{path} is not a run folder: it has no config.yaml; expected runs/<recipe>/<date-time>")
+        run.check_links()
         sweep(run.path)
         return run
 
@@ -193,6 +194,18 @@ class RunFolder(os.PathLike[str]):
                 f"{path} lies in no run folder", advice="say what to use it on with {recipe} or {data.source}"
             )
         return cls.open(folder), target
+
+    def check_links(self) -> None:
+        """Make sure that what is read, sent and written in the folder lies in it.
+
+        Raises:
+            UserError: A link in it leads elsewhere.
+        """
+        if link := link_to_elsewhere(self.path):
+            raise UserError(
+                f"{link} is a link that leads out of the run folder, and is not followed; put in its place what belongs "
+                "there, or remove it"
+            )
 
     def discard_if_untrained(self) -> None:
         """Remove a run folder that never got a checkpoint, and the folders above it that are then empty."""

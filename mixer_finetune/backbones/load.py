@@ -22,6 +22,7 @@ from mixer_finetune.backbones.resize import auto_reason, plan_resize, resize_wei
 from mixer_finetune.errors import UserError
 from mixer_finetune.hub.read import download, download_url, is_repo_id
 from mixer_finetune.integrity import check_unchanged
+from mixer_finetune.runs import RunFolder
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 # The weights of a model folder: the first of these that is there.
@@ -114,8 +115,10 @@ def read_model(source: str, revision: str | None = None) -> tuple[ModelConfig, d
     if path.is_file():
         return (*_read_file(path), None)
     if path.is_dir():
-        # A run folder keeps its model folder inside.
-        return (*_read_folder(path if (path / "config.json").is_file() else path / "model"), None)
+        if (path / "config.json").is_file():
+            return (*_read_folder(path), None)
+        RunFolder(path).check_links()  # a run folder keeps its model folder inside
+        return (*_read_folder(RunFolder(path).model), None)
     if source.startswith(("https://", "http://", "gs://")):
         return (*_read_file(download_url(source, "backbone")), None)
     repo_id, _, file = source.partition(":")

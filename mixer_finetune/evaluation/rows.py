@@ -17,7 +17,7 @@ from pyarrow import csv, parquet
 from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation.predictions import prediction_columns
-from mixer_finetune.files import write_atomically
+from mixer_finetune.files import refuse_link, write_atomically
 from mixer_finetune.texts import csv_cell
 
 
@@ -54,8 +54,9 @@ def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> in
         How many images are in it already.
 
     Raises:
-        UserError: There is no stream to go on with, or it is of other images or options.
+        UserError: There is no stream to go on with, or it is of other images or options, or a link.
     """
+    refuse_link(part)
     head = schema.serialize().to_pybytes()
     if not resume:
         if part.exists() and part.stat().st_size > len(head):
