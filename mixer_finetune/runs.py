@@ -19,10 +19,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mixer_finetune.errors import UserError
 from mixer_finetune.files import link_to_elsewhere, sweep, write_text
+from mixer_finetune.plain_yaml import read_plain
 
 
 @dataclass(frozen=True)
@@ -203,8 +202,8 @@ class RunFolder(os.PathLike[str]):
         """
         if link := link_to_elsewhere(self.path):
             raise UserError(
-                f"{link} is a link that leads out of the run folder, and is not followed; put in its place what belongs "
-                "there, or remove it"
+                f"{link} is a link that leads out of the run folder, and is not followed; put in its place what "
+                "belongs there, or remove it"
             )
 
     def discard_if_untrained(self) -> None:
@@ -227,9 +226,9 @@ class RunFolder(os.PathLike[str]):
             UserError: It can't be read.
         """
         try:
-            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.config_file} is not valid YAML: {' '.join(str(error).split())}") from error
+            config = read_plain(self.config_file.read_text(encoding="utf-8"), str(self.config_file))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.config_file} is not valid YAML: {error}") from error
         if not isinstance(config, dict):
             raise UserError(f"{self.config_file} is not a configuration: expected keys such as model and data")
         return config
@@ -245,7 +244,7 @@ class RunFolder(os.PathLike[str]):
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} can't be read: {error}") from error
         if not isinstance(content, dict):
             raise UserError(f"{path} can't be read: expected an object, found a {type(content).__name__}")
