@@ -231,6 +231,10 @@ class RunFolder(os.PathLike[str]):
             raise UserError(f"{self.config_file} is not valid YAML: {error}") from error
         if not isinstance(config, dict):
             raise UserError(f"{self.config_file} is not a configuration: expected keys such as model and data")
+        for group in ("model", "data", "trainer"):
+            if not isinstance(config.get(group), dict | str | None):
+                kind = type(config[group]).__name__
+                raise UserError(f"{self.config_file} is not a configuration: {group} must hold options, found a {kind}")
         return config
 
     @staticmethod
