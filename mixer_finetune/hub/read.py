@@ -33,6 +33,7 @@ from mixer_finetune.hub.retry import (
     lift_limits,
     reason,
     retried,
+    set_limits,
 )
 
 RepoType = Literal["model", "dataset"]
@@ -70,6 +71,7 @@ def hub_errors(repo_id: str, repo_type: RepoType, option: str, *, writing: bool 
     from huggingface_hub import errors
 
     httpx = http_library()
+    set_limits()  # which imports the client's session, and with it sets its logger's level
     # Their warnings are about what is tried again or explained here.
     quieted = {logger: logger.level for logger in map(logging.getLogger, ("huggingface_hub", "datasets"))}
     try:
