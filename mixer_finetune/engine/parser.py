@@ -32,12 +32,14 @@ from mixer_finetune.engine.named_classes import foreign_in, is_foreign, say_impo
 from mixer_finetune.engine.recipes import all_recipes
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.classifier import MixerClassifier
+from mixer_finetune.training.precision import AUTO
 
 register_type(torch.device)  # a default of Lightning's averages, to be written into config.yaml
 
 # What a fine-tuning run wants of Lightning's Trainer where nothing else is said.
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 10,
+    "precision": AUTO,
     "gradient_clip_val": 1.0,  # the paper's global norm
     "deterministic": True,  # a resumed run must end with the same weights
     "log_every_n_steps": 10,
@@ -157,6 +159,8 @@ class MixerCLI(LightningCLI):
                     parser.add_argument(f"--{group}.{name}", type=str | None, default=default, help=_help(cls, name))
             parser.add_class_arguments(cls, group, skip=skip & set(taken), fail_untyped=False, instantiate=False)
         parser.add_class_arguments(pl.Trainer, "trainer", skip=_NOT_OFFERED, fail_untyped=False, instantiate=False)
+        precision = options_of_parser(parser)["trainer.precision"]
+        precision._typehint = Literal["auto"] | precision._typehint
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
         for action in parser._actions:
             _try_whole_numbers_first(action)

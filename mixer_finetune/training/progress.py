@@ -35,7 +35,7 @@ class Narrator(pl.Callback):
     """Says what is trained on what, a line an epoch, and where no bar can be shown a line a minute.
 
     Args:
-        precision_note: About float32 products, for the header.
+        precision_note: About the precision, for the header.
 
     Attributes:
         seconds: Spent on training, with what a resumed run spent before.
