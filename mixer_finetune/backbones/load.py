@@ -22,6 +22,8 @@ from mixer_finetune.backbones.resize import auto_reason, plan_resize, resize_wei
 from mixer_finetune.errors import UserError
 from mixer_finetune.hub.metadata import card_metadata
 from mixer_finetune.hub.read import download, download_url, is_repo_id
+from mixer_finetune.integrity import check_unchanged
+from mixer_finetune.runs import RunFolder
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 # The weights of a model folder: the first of these that is there.
@@ -121,8 +123,10 @@ def _read(source: str, revision: str | None) -> tuple[ModelConfig, dict[str, Ten
     if path.is_file():
         return (*_read_file(path), None, None)
     if path.is_dir():
-        # A run folder keeps its model folder inside.
-        folder = path if (path / "config.json").is_file() else path / "model"
+        folder = path
+        if not (path / "config.json").is_file():
+            RunFolder(path).check_links()  # a run folder keeps its model folder inside
+            folder = RunFolder(path).model
         return (*_read_folder(folder), None, folder)
     if source.startswith(("https://", "http://", "gs://")):
         return (*_read_file(download_url(source, "backbone")), None, None)
@@ -145,6 +149,7 @@ def _read(source: str, revision: str | None) -> tuple[ModelConfig, dict[str, Ten
 
 def _read_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """A file of weights, and the config that stands beside it or that the weights imply."""
+    check_unchanged(path)
     config, weights = read_weights(path)
     if config is None:
         beside = path.parent / "config.json"
@@ -158,6 +163,7 @@ def _read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     for is_there, name in ((config_file.is_file(), "config.json"), (bool(files), WEIGHT_FILES[0])):
         if not is_there:
             raise UserError(f"{folder} is not a model folder: it has no {name}", option="backbone")
+    check_unchanged(config_file, files[0])
     return read_config(config_file), read_weights(files[0])[1]
 
 

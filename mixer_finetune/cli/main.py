@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from mixer_finetune import __version__
 from mixer_finetune.errors import Interrupted, UserError
+from mixer_finetune.texts import terminal_line
 
 # Commands whose options are Lightning's, in lightning.py; those that are a function in a file of their own, whose
 # signature has the options; those that have options of their own beside those of `fit`'s data; and those that only
@@ -146,7 +147,7 @@ def _complain(line: str) -> int:
     from mixer_finetune.console import is_first_process
 
     if is_first_process():
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {terminal_line(line)}", file=sys.stderr)
     return 2
 
 
@@ -156,6 +157,6 @@ def _say_interrupted(error: Interrupted) -> None:
     line = f"interrupted by {error.signal_name}" + (f"; {error.advice}" if error.advice else "")
     try:
         if is_first_process():
-            print(line, file=sys.stderr, flush=True)
+            print(terminal_line(line), file=sys.stderr, flush=True)
     except OSError:
         return  # nobody reads any more: the terminal is gone

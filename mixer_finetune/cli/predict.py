@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from mixer_finetune.errors import Interrupted, UserError
 from mixer_finetune.runs import RunFolder, find_run
+from mixer_finetune.texts import terminal_line
 
 _OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 _MOST_PROBLEMS_SHOWN = 10
@@ -107,7 +108,9 @@ def predict(
         model, top_k=top_k, tta=tta, precision=precision, device=device, compiled_for=compiled_for
     )
     summary = Summary()
-    see: Callable[[dict[str, Any]], None] = (lambda row: print(answer_line(row))) if told else summary.add
+    see: Callable[[dict[str, Any]], None] = (
+        (lambda row: print(terminal_line(answer_line(row)))) if told else summary.add
+    )
     with scratch as folder:
         target = target or Path(str(folder)) / "answers.csv"
         part = part_file(target)
@@ -138,11 +141,11 @@ def predict(
     if told:
         return 2 if len(bad) == len(images) else 0
     broken = f", {len(bad)} of them images that can't be decoded" if bad else ""
-    print(f"wrote {len(images):,} rows to {target}{broken}")
+    print(terminal_line(f"wrote {len(images):,} rows to {target}{broken}"))
     for problem in bad[:_MOST_PROBLEMS_SHOWN]:
-        print(f"  {problem}")
+        print(f"  {terminal_line(problem)}")
     for line in summary.lines():
-        print(line)
+        print(terminal_line(line))
     return 2 if len(bad) == len(images) else 0
 
 

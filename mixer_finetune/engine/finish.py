@@ -19,6 +19,7 @@ from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.report import write_report
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text, versions
 from mixer_finetune.files import write_text
+from mixer_finetune.integrity import hashes_of
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card import model_card
 from mixer_finetune.sharing.push import push
@@ -140,7 +141,8 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> 
     if predictions is not None:
         results = results.with_intervals(*kind.measured(predictions))
     write_pictures(run, predictions if isinstance(predictions, Predictions) else None, results)
-    results = replace(results, judgement=_judgement(run, results, predictions, model.hparams.get("lr")))
+    said = _judgement(run, results, predictions, model.hparams.get("lr"))
+    results = replace(results, judgement=said, files=hashes_of(run))
     results.write(run)
 
 

@@ -26,6 +26,7 @@ from mixer_finetune.engine.parts import Parts, callbacks_of
 from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation.results import device_name
 from mixer_finetune.files import write_text
+from mixer_finetune.integrity import hashes_of
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.training.checkpoints import StartingWeights, checkpoint_callbacks
 from mixer_finetune.training.classifier import MixerClassifier
@@ -91,6 +92,7 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     if trainer.is_global_zero:
         save_model_folder(run.model, model.assembled(), model.label_names)
         summary["bad_images"] = sorted(getattr(data, "bad_images", ()))
+        summary["files"] = {k: v for k, v in hashes_of(run).items() if k.startswith(run.model.name)}
         run.write_json(run.training_file, summary)
     return run
 

@@ -22,6 +22,7 @@ from mixer_finetune.evaluation.results import Results, metric_name, metric_text
 from mixer_finetune.evaluation.run_list import run_title
 from mixer_finetune.evaluation.splits import open_data
 from mixer_finetune.files import write_text
+from mixer_finetune.integrity import check_unchanged
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.training.metrics_file import read_rows
 from mixer_finetune.training.precision import use_fast_float32
@@ -63,6 +64,7 @@ def write_report(
     check_method(method)
     target = _target(output or run.report)
     config, results = run.read_config(), Results.read(run)
+    check_unchanged(run.config_file, run.metrics_file, run.predictions_file)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     backbone = (backbone or load_backbone(run.model)).to(device).eval()
     if device.type == "cpu":

@@ -66,6 +66,7 @@ class Results:
         judgement: What the run's numbers say about it, sentence by sentence.
         name: Of the run; None in earlier files.
         started: When it began, as ISO 8601 in local time; None in earlier files.
+        files: sha256 of what the run wrote, by path in its folder.
     """
 
     metrics: dict[str, float]
@@ -99,6 +100,7 @@ class Results:
     judgement: list[str] = field(default_factory=list)
     name: str | None = None
     started: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, run: RunFolder) -> Results:

@@ -17,7 +17,8 @@ from pyarrow import csv, parquet
 from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation.predictions import prediction_columns
-from mixer_finetune.files import write_atomically
+from mixer_finetune.files import refuse_link, write_atomically
+from mixer_finetune.texts import csv_cell
 
 
 def row_schema(k: int, features: bool, several: bool, computed_by: str) -> pa.Schema:
@@ -53,8 +54,9 @@ def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> in
         How many images are in it already.
 
     Raises:
-        UserError: There is no stream to go on with, or it is of other images or options.
+        UserError: There is no stream to go on with, or it is of other images or options, or a link.
     """
+    refuse_link(part)
     head = schema.serialize().to_pybytes()
     if not resume:
         if part.exists() and part.stat().st_size > len(head):
@@ -118,7 +120,7 @@ def finish_rows(part: Path, target: Path, see: Callable[[dict[str, Any]], None] 
                         lines.write(json.dumps(filled, ensure_ascii=False) + "\n")
             return
         kind: Any = csv.CSVWriter if target.suffix == ".csv" else parquet.ParquetWriter
-        as_written = _without_lists if target.suffix == ".csv" else _as_is
+        as_written = _as_cells if target.suffix == ".csv" else _as_is
         with kind(str(path), as_written(schema.empty_table()).schema) as writer:
             for batch in batches():
                 writer.write_table(as_written(pa.Table.from_batches([batch])))
@@ -132,10 +134,13 @@ def _as_is(rows: pa.Table) -> pa.Table:
     return rows.replace_schema_metadata(None)
 
 
-def _without_lists(rows: pa.Table) -> pa.Table:
-    """The rows with lists as JSON, since a cell of CSV holds none."""
+def _as_cells(rows: pa.Table) -> pa.Table:
+    """The rows with lists as JSON, since a cell of CSV holds none, and no name that a spreadsheet would compute."""
     for i, field in enumerate(rows.schema):
         if pa.types.is_list(field.type):
             cells = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in rows[i].to_pylist()]
+            rows = rows.set_column(i, field.name, pa.array(cells, pa.string()))
+        elif pa.types.is_string(field.type):
+            cells = [None if cell is None else csv_cell(cell) for cell in rows[i].to_pylist()]
             rows = rows.set_column(i, field.name, pa.array(cells, pa.string()))
     return rows.replace_schema_metadata(None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -20,12 +19,12 @@ from mixer_finetune.evaluation.label_sets import LabelSets
 from mixer_finetune.evaluation.measures import ConfusionMatrix, class_figures, most_confused
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.results import METRIC_NAMES, METRIC_TYPES, Results, metric_name, metric_text, options_of
+from mixer_finetune.integrity import check_unchanged
 from mixer_finetune.runs import RunFolder
+from mixer_finetune.texts import markdown, markdown_code
 
 MOST_LISTED_CLASSES = 50
 WORST_CLASSES, WORST_PAIRS = 5, 5
-# What begins something in Markdown. Inside a word an underscore begins nothing, and a colon only before slashes.
-_SPECIAL = re.compile(r"[\\`*\[\]<>&|~$#@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 _CITATION = """```bibtex
 @article{tolstikhin2021mixer,
   title={MLP-Mixer: An all-MLP Architecture for Vision},
@@ -50,18 +49,6 @@ def partial_note(results: Results) -> str | None:
     return f"measured on {results.measured_on} images of the split" if results.partial else None
 
 
-def markdown(text: str) -> str:
-    """A text as Markdown that shows it as it is, in a paragraph or a table: no tags, links, pictures or formulas."""
-    return _SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
-
-
-def markdown_code(text: str) -> str:
-    """A text in the typewriter face as Markdown; not for tables, whose cells end at `|` in it, too."""
-    line = " ".join(text.split())
-    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
-    return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
-
-
 def model_card(run: RunFolder, repo_id: str | None = None, *, backbone: Backbone | None = None) -> str:
     """The card of a run's model as Markdown, with the metadata that the Hub reads.
 
@@ -74,6 +61,7 @@ def model_card(run: RunFolder, repo_id: str | None = None, *, backbone: Backbone
         UserError: The run did not finish.
     """
     config, results = run.read_config(), Results.read(run)
+    check_unchanged(run.config_file, run.predictions_file)
     backbone = backbone or load_backbone(run.model)
     data_name = public_name(results.data["source"], results.data["revision"])
     title = repo_id.split("/")[-1] if repo_id else f"{backbone.architecture} on {data_name}"

@@ -16,7 +16,7 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
     Args:
         trainer: That is about to train.
         model: The MixerClassifier.
-        precision_note: About float32 products.
+        precision_note: About the precision.
     """
     backbone: Backbone = model.backbone
     origin = backbone.origin
@@ -107,7 +107,7 @@ def _epochs(number: float) -> str:
 
 def _device(trainer: pl.Trainer, precision_note: str | None) -> str:
     kind = trainer.accelerator.__class__.__name__.removesuffix("Accelerator")
-    note = f", {precision_note}" if precision_note and trainer.strategy.root_device.type == "cpu" else ""
+    note = f", {precision_note}" if precision_note else ""
     return f"{kind}, precision {trainer.precision}{note}"
 
 
