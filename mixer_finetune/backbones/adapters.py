@@ -146,6 +146,27 @@ def merged_copy(backbone: Backbone) -> Backbone:
     return copied
 
 
+def check_adapter(backbone: nn.Module, state: Mapping[str, Tensor], factor: float | None) -> None:
+    """Refuse weights of a checkpoint that have another adapter than a backbone, or only one of them has.
+
+    Args:
+        backbone: To take the weights.
+        state: Weights by name.
+        factor: On B A; None where there is no adapter.
+
+    Raises:
+        UserError: They do.
+    """
+    layers = adapted_layers(backbone)
+    ours = {name: p.shape for name, p in backbone.state_dict().items() if is_adapter(name)}
+    theirs = {name.removeprefix("backbone."): p.shape for name, p in state.items() if is_adapter(name)}
+    own = next((module.adapter.factor for module in layers.values()), None)
+    if (ours, own) != (theirs, factor):
+        what = "an adapter, and the model has none" if not ours else "no adapter" if not theirs else "another adapter"
+        advice = "give {adapter}, {adapter_rank}, {adapter_alpha} and {train} of its run, or take it as {backbone}"
+        raise UserError(f"the checkpoint has {what}", advice=advice)
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter of that name belongs to an adapter."""
     return name.endswith((f".{DOWN}", f".{UP}", f".{LENGTH}"))

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from mixer_finetune.backbones.adapters import Adapter, merged_copy
+from mixer_finetune.backbones.adapters import Adapter, check_adapter, merged_copy
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.folder import model_config
 from mixer_finetune.backbones.foreign import load_checkpoint
@@ -448,7 +448,12 @@ class MixerClassifier(EvaluatedModule):
             checkpoint["ema"] = self.ema.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the loss and accuracy that were being gathered."""
+        """Go on with the loss and accuracy that were being gathered.
+
+        Raises:
+            UserError: Its weights have another adapter.
+        """
+        check_adapter(self.backbone, checkpoint.get("state_dict", {}), checkpoint.get("adapter_factor"))
         if "training_log" in checkpoint:  # not in a checkpoint of weights alone
             self._log.load_state_dict(checkpoint["training_log"], self.device)
         self._ema_state = checkpoint.get("ema")

@@ -252,6 +252,23 @@ def test_what_has_no_sense_with_an_adapter_is_refused_in_one_line(options, messa
         MixerClassifier(base, num_classes=3, adapter="lora")
 
 
+def test_a_checkpoint_with_another_adapter_is_refused_in_one_line():
+    models = {
+        "an adapter, and the model has none": {},
+        "no adapter": {"adapter": "lora"},
+        "another adapter": {"adapter": "lora", "adapter_alpha": 8},
+    }
+    for found, options in models.items():
+        checkpoint = {}
+        other = {} if found == "no adapter" else {"adapter": "lora"}
+        writer = MixerClassifier("mixer_nano", num_classes=3, **other)
+        writer.on_save_checkpoint(checkpoint)
+        checkpoint["state_dict"] = writer.state_dict()
+        with pytest.raises(UserError, match=f"the checkpoint has {found}; give adapter, adapter_rank"):
+            MixerClassifier("mixer_nano", num_classes=3, **options).on_load_checkpoint(checkpoint)
+        MixerClassifier("mixer_nano", num_classes=3, **other).on_load_checkpoint(checkpoint)
+
+
 # On the way from the start
 
 
