@@ -4,6 +4,7 @@
         config.yaml  metrics.csv  training.json  results.json  predictions.csv
         learning_curves.png  confusion_matrix.png  report.html
         checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,README.md}  tensorboard/
+        adapter/{adapter_config.json,adapter_model.safetensors,config.json}  (LoRA and DoRA)
         export/  push.json                                        (of the commands export and push)
 
 Nothing here imports torch, so that commands which only look at runs start at once.
@@ -99,6 +100,11 @@ class RunFolder(os.PathLike[str]):
     def model(self) -> Path:
         """The model folder."""
         return self.path / "model"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter folder, where an adapter was trained."""
+        return self.path / "adapter"
 
     @property
     def predictions_file(self) -> Path:

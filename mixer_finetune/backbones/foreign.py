@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mixer_finetune.backbones.adapters import merged_state
 from mixer_finetune.backbones.families import FAMILIES
 from mixer_finetune.backbones.family import Rule, Variant
 from mixer_finetune.backbones.folder import ModelConfig, parse_config
@@ -113,7 +114,8 @@ def _from_lightning(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise UserError(f"{path} is not a whole checkpoint: it has no state_dict")
     body = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    return {**body, **{key: value for key, value in state.items() if key.startswith("head.")}}
+    whole = {**body, **{key: value for key, value in state.items() if key.startswith("head.")}}
+    return merged_state(whole, content["adapter_factor"]) if "adapter_factor" in content else whole
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mixer_finetune.backbones.adapter_folder import is_adapter_folder, read_adapter_folder
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import BUNDLED, VARIANTS
 from mixer_finetune.backbones.folder import ModelConfig, read_config
@@ -45,9 +46,9 @@ def load_backbone(
 
     Args:
         source: A Hub id (`timm/mixer_b16_224.goog_in21k`, or `user/repo:path/Mixer-B_16.npz` for one file of a
-            repository), a local model folder, run folder or Lightning checkpoint of ours, a file or an https or gs
-            address of weights (timm's safetensors, Google's Flax .npz, Facebook's or OpenMMLab's .pth), the bundled
-            `mixer_nano`, or an architecture's name (`mixer_s16_224`), which gives fresh weights.
+            repository), a local model folder, run folder, adapter folder or Lightning checkpoint of ours, a file or an
+            https or gs address of weights (timm's safetensors, Google's Flax .npz, Facebook's or OpenMMLab's .pth), the
+            bundled `mixer_nano`, or an architecture's name (`mixer_s16_224`), which gives fresh weights.
         num_classes: Outputs of the head. None keeps the checkpoint's; the same number keeps its trained head; another
             one gets a new, zero-initialised head; 0 gets none.
         image_size: Side, or (height, width), of the input in pixels; None keeps the checkpoint's.
@@ -122,6 +123,8 @@ def _read(source: str, revision: str | None) -> tuple[ModelConfig, dict[str, Ten
     path = Path(source).expanduser()
     if path.is_file():
         return (*_read_file(path), None, None)
+    if path.is_dir() and is_adapter_folder(path):
+        return (*read_adapter_folder(path, lambda base, commit: load_backbone(base, revision=commit)), None, None)
     if path.is_dir():
         folder = path
         if not (path / "config.json").is_file():

@@ -53,7 +53,7 @@ def configure_evaluation(
         base = without_objects(base)
         # What shaped the run's backbone is done; what files and options say now asks for another shape.
         shape = {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}
-        shape |= {"head": "auto"}  # its own
+        shape |= {"head": "auto", "adapter": "none"}  # its own head, and an adapter that is merged already
         base["model"] = {**(base.get("model") or {}), **shape, "backbone": str(weights or run.model)}  # type: ignore[dict-item]
     cli = configure(taken, base, imports=imports)
     if run is None:

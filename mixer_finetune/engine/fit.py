@@ -21,6 +21,7 @@ from mixer_finetune.data.fingerprint import difference, fingerprint
 from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.engine import slurm
 from mixer_finetune.engine.arguments import Arguments, normalised, take_apart, take_classes
+from mixer_finetune.engine.choose import BETWEEN
 from mixer_finetune.engine.finish import finish, missing_stages
 from mixer_finetune.engine.interruption import interruptible
 from mixer_finetune.engine.messages import explained
@@ -167,7 +168,7 @@ def _complete(run: RunFolder, cli: MixerCLI) -> RunFolder:
 def take_weights_of(cli: MixerCLI, model: str) -> None:
     """Have a configuration start from a trained model, as it is."""
     shape = {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}
-    shape |= {"head": "auto"}
+    shape |= {"head": "auto", "adapter": "none"}
     for name, value in {"backbone": model, **shape}.items():
         cli.config[f"model.{name}"] = value
 
@@ -187,6 +188,9 @@ def _checked(cli: MixerCLI, run: RunFolder) -> Parts:
             raise UserError(f"the {options.weights} weights need a dev split to be best on", advice=advice)
         if options.early_stopping:
             raise UserError("early stopping needs a dev split to watch", advice=advice)
+    if options.weights in BETWEEN and parts.model.hparams.get("adapter") == "dora":
+        problem = f"the {options.weights} weights lie on a line from the starting ones, and a DoRA can't be put on one"
+        raise UserError(problem, option="model.adapter", choices="lora")
     return parts
 
 

@@ -67,9 +67,10 @@ class RunOptions:
         seed_everything: Seed of the whole run.
         output_dir: Where run folders are made.
         name: Folder of the run inside output_dir; the recipe's name when not given.
-        weights: Which are evaluated and exported: the last ones, best (best.ckpt, by dev accuracy), or wise (WiSE-FT:
-            of ten on the line from the starting to the last weights the best on the dev split). With an average of the
-            weights (ema_decay), it is exported in their place where it is better on the dev split.
+        weights: Which are evaluated and exported: the last ones, best (best.ckpt, by dev accuracy), wise (WiSE-FT: of
+            ten on the line from the starting to the last weights the best on the dev split), or lines (LiNeS: the same
+            of eleven that undo more of the training the earlier a block comes). With an average of the weights
+            (ema_decay), it is exported in their place where it is better on the dev split.
         early_stopping: End the run after so many epochs without a better dev loss or accuracy.
         push: Hub repository (user/name) that the finished model is pushed to; checked before training.
         save_every_n_steps: Steps between checkpoints inside an epoch; one a minute when not given.
@@ -78,7 +79,7 @@ class RunOptions:
     seed_everything: int = 0
     output_dir: str = "runs"
     name: str | None = None
-    weights: Literal["last", "best", "wise"] = "last"
+    weights: Literal["last", "best", "wise", "lines"] = "last"
     early_stopping: int | None = None
     push: str | None = None
     save_every_n_steps: int | None = None

@@ -17,10 +17,12 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from mixer_finetune.backbones.adapters import is_adapter
 from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.data.fingerprint import fingerprint
 from mixer_finetune.data.module import ImageDataModule
-from mixer_finetune.engine.choose import choose_weights
+from mixer_finetune.engine.adapter import keep_adapter
+from mixer_finetune.engine.choose import BETWEEN, choose_weights
 from mixer_finetune.engine.configuration import as_yaml, repeatable
 from mixer_finetune.engine.parts import Parts, callbacks_of
 from mixer_finetune.errors import UserError
@@ -73,7 +75,7 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     every, monitor = parts.options.save_every_n_steps, f"val/{model.task.monitor}"
     if parts.options.early_stopping:
         callbacks_of(trainer).append(EarlyStop(parts.options.early_stopping, monitor))
-    if parts.options.weights == "wise":
+    if parts.options.weights in BETWEEN:
         callbacks_of(trainer).append(StartingWeights(run.starting_weights))
     callbacks_of(trainer).append(LambdaCallback(on_train_start=lambda *_: _write_config(parts, run)))
     callbacks_of(trainer).extend(
@@ -87,6 +89,7 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     summary = _summary(parts, planned_steps, seconds)
     summary["weights"], dev = choose_weights(parts, run)
     summary["dev"] = dev or summary["dev"]
+    keep_adapter(parts, run)
     if hasattr(data, "gather_bad_images"):
         data.gather_bad_images()
     if trainer.is_global_zero:
@@ -177,7 +180,7 @@ def _summary(parts: Parts, planned_steps: int | None, seconds: float) -> dict[st
         "dev": dev or None,
         "bad_images": [],
         "backbone": model.backbone.origin,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for name, p in model.named_parameters() if not is_adapter(name)),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "device": device_name(trainer),
         "devices": trainer.world_size,

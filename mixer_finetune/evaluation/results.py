@@ -61,7 +61,7 @@ class Results:
         time: Seconds that parts of the run took, and training images a second.
         intervals: 95% intervals of the metrics.
         calibration_error: Expected calibration error; None where nothing was evaluated.
-        weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", ...
+        weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", "lines 0.3", ...
         lr: Highest learning rate, and where it is from; None where it is not known.
         judgement: What the run's numbers say about it, sentence by sentence.
         name: Of the run; None in earlier files.

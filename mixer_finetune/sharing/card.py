@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_finetune.augment import Augmentation
+from mixer_finetune.backbones.adapters import NAMES
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import BUNDLED, VARIANTS
 from mixer_finetune.backbones.folder import beyond_timm
@@ -288,6 +289,10 @@ def _training(config: dict[str, Any], results: Results, data_name: str) -> str:
 
 def _trained(model: dict[str, Any]) -> str:
     train = "head" if model.get("freeze_backbone") else model.get("train", "all")
+    if (adapter := model.get("adapter", "none")) != "none":
+        where = "all blocks" if train == "all" else train
+        size = f"rank {model.get('adapter_rank', 8)} and alpha {model.get('adapter_alpha', 16.0):g}"
+        return f"{NAMES.get(adapter, adapter)} of {size} on the linear maps of {where}, and the head; merged"
     return {"all": "all parameters", "head": "the head alone"}.get(train, f"{train}, and the head")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from mixer_finetune.backbones.adapters import NAMES, adapted_layers
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import tagged
 
@@ -69,7 +70,9 @@ def _method(model: Any, data: Any) -> list[str]:
     options, said = model.hparams, []
     if model.lr_note:
         said.append(f"learning rate {model.lr_note}")
-    if options.train != "all":
+    if options.adapter != "none":
+        said.append(_adapter(model))
+    elif options.train != "all":
         said.append(f"trains {options.train}, and the head" if options.train != "head" else "trains the head alone")
     if model.features:
         said.append("the frozen backbone computes each image once, and the epochs go over its features")
@@ -95,6 +98,17 @@ def _method(model: Any, data: Any) -> list[str]:
         plan, images = data.train_batches, len(data.splits["train"])
         said.append(f"balanced sampling: {plan.n:,} draws an epoch from {images:,} images")
     return said
+
+
+def _adapter(model: Any) -> str:
+    options, layers = model.hparams, adapted_layers(model.backbone)
+    trained = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.backbone.parameters() if not p.requires_grad)
+    where = "" if options.train == "all" else f" ({options.train})"
+    return (
+        f"{NAMES[options.adapter]} of rank {options.adapter_rank} and alpha {options.adapter_alpha:g} on {len(layers)} "
+        f"linear maps{where}: {trained:,} parameters beside {frozen:,} frozen ones, merged when saved"
+    )
 
 
 def _percent(share: float) -> str:
