@@ -59,10 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     own, rest = apart(arguments, _COMMAND.options, _REPEATED)
     given = _COMMAND.parsed(own)
-    if rest and not rest[0].startswith("-"):
-        rest[0] = f"--data.source={rest[0]}"
-    if len(rest) > 1 and not rest[1].startswith("-") and rest[0].startswith("--data.source="):
-        raise UserError(f"expected: {USAGE}, got {rest[1]} beside {rest[0].partition('=')[2]}")
+    rest = _with_source(rest)
 
     from mixer_finetune.engine.audit import OF_SUBSETS, AuditOptions, audit
     from mixer_finetune.engine.parser import configure
@@ -94,6 +91,18 @@ def spell(option: str) -> str:
     from mixer_finetune.cli.lightning import spell
 
     return spell(option)
+
+
+def _with_source(rest: list[str]) -> list[str]:
+    """The line with the word that belongs to no option as the data's source."""
+    words = [
+        i
+        for i, item in enumerate(rest)
+        if not item.startswith("-") and (i == 0 or not rest[i - 1].startswith("-") or "=" in rest[i - 1])
+    ]
+    if len(words) > 1:
+        raise UserError(f"expected: {USAGE}, got {rest[words[1]]} beside {rest[words[0]]}")
+    return [f"--data.source={item}" if i in words else item for i, item in enumerate(rest)]
 
 
 def _print_help() -> None:
