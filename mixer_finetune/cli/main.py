@@ -32,6 +32,7 @@ _FUNCTIONS = {
 }
 _MIXED = {
     "probe": "which backbone, block and resolution transfer best: probe --backbone A --backbone B --data.source DATA",
+    "audit": "copies, likely label errors, outliers and odd images of a data set, with their pictures: audit DATA",
 }
 _LISTS = {
     "recipes": "list, show, copy or validate recipes",

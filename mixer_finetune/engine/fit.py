@@ -133,7 +133,7 @@ def _check_same_data(run: RunFolder, data: Any) -> None:
     before = run.read_json(run.data_file)
     if before is None or not isinstance(data, ImageDataModule):
         return
-    if changes := difference(before, fingerprint(data.label_names, data.splits)):
+    if changes := difference(before, fingerprint(data.label_names, data.splits, data.excluded)):
         raise UserError(
             f"the data has changed since {run} began: {changes}; bring it back, or begin anew with: mixer-finetune fit "
             f"--config {run.config_file}"

@@ -64,7 +64,7 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
         _forget_results(run)
         _write_config(parts, run)
         if isinstance(data, ImageDataModule):
-            run.write_json(run.data_file, fingerprint(data.label_names, data.splits))
+            run.write_json(run.data_file, fingerprint(data.label_names, data.splits, data.excluded))
         if parts.options.push:
             run.write_json(run.push_file, {"repo_id": parts.options.push})
     if parts.config["trainer"]["logger"] in (None, True):
