@@ -23,6 +23,7 @@ from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.batches import Batch
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.averages import WeightEma
+from mixer_finetune.training.distillation import Teacher, TeacherTargets, make_teacher
 from mixer_finetune.training.drop_path import drop_path_of
 from mixer_finetune.training.evaluating import EvaluatedModule
 from mixer_finetune.training.features import Features, frozen_features
@@ -94,6 +95,11 @@ class MixerClassifier(EvaluatedModule):
         sam_adaptive: Measure the perturbation in units of each weight (ASAM); sam_rho is then often 0.5 to 2.
         ema_decay: Keep an exponential moving average of the weights, often 0.99 to 0.9999, and measure it beside them
             on the dev split; 0 is without.
+        teacher: Model to distil from, as for `backbone`, trained for the classes of the data (matched by name): each
+            step it answers the very images that are trained on. Best a larger model's run folder.
+        teacher_weight: Share of the loss that is the distance from the teacher, 0 to 1; the labels have the rest.
+        teacher_temperature: That both sides' logits are divided by before they are compared; often 1 to 10.
+        teacher_targets: soft (the teacher's probabilities) or hard (its answers, as labels).
         compile: Compile the backbone's blocks with torch.compile.
         checkpoint_activations: Compute the blocks' activations again in the backward pass: less memory, a third more
             time.
@@ -105,6 +111,7 @@ class MixerClassifier(EvaluatedModule):
         label_names: Names of the classes, where they are known.
         head_note: Which head it is, and why, for the user.
         lr_note: Where the learning rate is from, for the user; None where it was given.
+        teacher: That it is distilled from; there while it is trained, and in no checkpoint.
         features: Of the frozen backbone, by split, where a run takes them in the place of images.
 
     Raises:
@@ -147,6 +154,10 @@ class MixerClassifier(EvaluatedModule):
         sam_rho: float = 0.0,
         sam_adaptive: bool = False,
         ema_decay: float = 0.0,
+        teacher: str | Path | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 1.0,
+        teacher_targets: TeacherTargets = "soft",
         compile: bool = False,
         checkpoint_activations: bool = False,
         seed: int = 0,
@@ -167,6 +178,7 @@ class MixerClassifier(EvaluatedModule):
                 seed=seed,
             )
         self.hparams["backbone"] = backbone.origin["source"]
+        self.hparams["teacher"] = None if teacher is None else str(teacher)
         self.hparams["optimizer"] = optimizer if isinstance(optimizer, str) else "custom"
         self.hparams["train"] = train = "head" if freeze_backbone else train
         self.lr_note: str | None = None
@@ -187,6 +199,8 @@ class MixerClassifier(EvaluatedModule):
         self._log = TrainingLog()
         self._sharpness = Sharpness(sam_rho, sam_adaptive) if sam_rho else None
         self._ema_state: dict[str, Any] | None = None
+        self.teacher: Teacher | None = None
+        self._teacher_before: str | None = None
         self.features: dict[str, Features] = {}
 
     # Model
@@ -304,7 +318,7 @@ class MixerClassifier(EvaluatedModule):
         if batch_idx == 0:
             self.task.check(targets)
         logits = self(images, drop_path_of(self, batch, batch_idx))  # (b, classes)
-        total = self.criterion(logits, targets)
+        total = self.loss(images, logits, targets)
         if self._sharpness is None or not self._sharpness.again:
             self._log.step(self, total, self.task.right(logits, targets), len(images), batch_idx)
             if self._sharpness is not None:
@@ -314,6 +328,17 @@ class MixerClassifier(EvaluatedModule):
         # Lightning averages over devices and micro-batches; scaled so, that average is the global batch's mean.
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return total * (shares / batch.global_size)
+
+    def loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised, summed over the images, a scalar.
+
+        Args:
+            images: (b, c, S, T), normalised.
+            logits: Of these, (b, classes).
+            targets: As the task has them.
+        """
+        own = self.criterion(logits, targets)
+        return own if self.teacher is None else self.teacher.blended(own, images, logits)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -380,6 +405,10 @@ class MixerClassifier(EvaluatedModule):
         if self._sharpness is not None:
             self._sharpness.check(self.trainer)
         self.criterion = make_loss(self.task, options, self._datamodule)
+        if options.teacher is not None:
+            prepared = getattr(self._datamodule, "preprocessing", None) or self.preprocessing
+            self.teacher = make_teacher(self, prepared, options.teacher)
+            self.teacher.check_same(self._teacher_before)
         self.features = frozen_features(self, self._datamodule)
         if options.head == "probe" and not resumed:
             self.head_note = start_from_probe(self, self._datamodule)
@@ -429,12 +458,14 @@ class MixerClassifier(EvaluatedModule):
         checkpoint["training_log"] = self._log.state_dict()
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the loss and accuracy that were being gathered."""
         if "training_log" in checkpoint:  # not in a checkpoint of weights alone
             self._log.load_state_dict(checkpoint["training_log"], self.device)
-        self._ema_state = checkpoint.get("ema")
+        self._ema_state, self._teacher_before = checkpoint.get("ema"), checkpoint.get("teacher")
         if self._options.lr == "auto":
             self.hparams["lr"] = checkpoint["hyper_parameters"]["lr"]
 

@@ -84,6 +84,8 @@ def _method(model: Any, data: Any) -> list[str]:
         said.append(f"{name} with rho {options.sam_rho:g}: each step is computed twice, for about twice the time")
     if options.ema_decay:
         said.append(f"average of the weights with decay {options.ema_decay:g}")
+    if model.teacher is not None:
+        said.append(model.teacher.described())
     if options.loss != "cross_entropy":
         said.append(f"{options.loss.replace('_', '-')} loss")
     if options.class_weights != "none":

@@ -103,7 +103,7 @@ def _step(module: Any, micro_batches: list[Batch], optimizer: torch.optim.Optimi
     images = sum(len(batch.images) for batch in micro_batches)
     for batch in micro_batches:
         with module.trainer.precision_plugin.train_step_context():
-            loss: Tensor = module.criterion(module(batch.images), batch.labels) / images
+            loss: Tensor = module.loss(batch.images, module(batch.images), batch.labels) / images
         torch.autograd.backward(loss)
         total += float(loss.detach())
     if clip:
