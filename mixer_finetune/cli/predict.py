@@ -16,6 +16,7 @@ def predict(
     *inputs: str,
     source: str | None = None,
     split: Literal["train", "val", "test"] = "test",
+    image_size: int | tuple[int, int] | None = None,
     output: str = "predictions.csv",
     top_k: int = 5,
     features: bool = False,
@@ -38,6 +39,8 @@ def predict(
         *inputs: Image files, folders of them, and patterns such as "photos/**/*.jpg".
         source: A data set in place of files, as --data.source of fit.
         split: Its split.
+        image_size: Side, or [height,width], of the images in pixels: any that the model was trained for together
+            (train_sizes) without loss, others by resized weights; the model's own when not given.
         output: A .csv, .jsonl or .parquet file.
         top_k: How many labels a row gives, at most one a class.
         features: Add the pre-logits (embeddings); for .jsonl and .parquet.
@@ -76,7 +79,13 @@ def predict(
     images = file_split(list(inputs)) if source is None else source_split(source, split)
     compiled_for = batch_size if compile else None
     predictor = Predictor.load(
-        model, top_k=top_k, tta=tta, precision=precision, device=device, compiled_for=compiled_for
+        model,
+        image_size=image_size,
+        top_k=top_k,
+        tta=tta,
+        precision=precision,
+        device=device,
+        compiled_for=compiled_for,
     )
     part = part_file(target)
     try:

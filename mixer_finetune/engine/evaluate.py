@@ -49,8 +49,14 @@ def configure_evaluation(
         base = normalised(run.read_config())
         taken.classes = take_classes(base) | taken.classes
         # What shaped the run's backbone is done; what files and options say now asks for another shape.
-        shape = {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}
-        shape |= {"head": "auto"}  # its own
+        shape: dict[str, Any] = {
+            "revision": None,
+            "image_size": None,
+            "patch_size": None,
+            "in_chans": None,
+            "resize": "auto",
+        }
+        shape |= {"head": "auto", "train_sizes": None, "size_order": "drawn", "final_epochs": 0}  # its own
         base["model"] = {**(base.get("model") or {}), **shape, "backbone": str(weights or run.model)}  # type: ignore[dict-item]
     cli = configure(taken, base)
     if run is None:

@@ -166,8 +166,14 @@ def _complete(run: RunFolder, cli: MixerCLI) -> RunFolder:
 
 def take_weights_of(cli: MixerCLI, model: str) -> None:
     """Have a configuration start from a trained model, as it is."""
-    shape = {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}
-    shape |= {"head": "auto"}
+    shape: dict[str, Any] = {
+        "revision": None,
+        "image_size": None,
+        "patch_size": None,
+        "in_chans": None,
+        "resize": "auto",
+    }
+    shape |= {"head": "auto", "train_sizes": None, "size_order": "drawn", "final_epochs": 0}
     for name, value in {"backbone": model, **shape}.items():
         cli.config[f"model.{name}"] = value
 

@@ -21,6 +21,7 @@ from mixer_finetune.backbones.foreign import load_checkpoint
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.batches import Batch
+from mixer_finetune.data.sizes import SizeOrder
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.averages import WeightEma
 from mixer_finetune.training.distillation import Teacher, TeacherTargets, make_teacher
@@ -38,6 +39,7 @@ from mixer_finetune.training.rate_finder import find_rate
 from mixer_finetune.training.rates import recommended_rate
 from mixer_finetune.training.schedule import WarmupCosine, schedule_config
 from mixer_finetune.training.sharpness import Sharpness
+from mixer_finetune.training.sizes import geometry_after, resized_for_step, take_sizes
 from mixer_finetune.training.task import TASKS
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,11 @@ class MixerClassifier(EvaluatedModule):
         teacher_weight: Share of the loss that is the distance from the teacher, 0 to 1; the labels have the rest.
         teacher_temperature: That both sides' logits are divided by before they are compared; often 1 to 10.
         teacher_targets: soft (the teacher's probabilities) or hard (its answers, as labels).
+        train_sizes: Sizes of the training images, as `image_size` takes them: the token mixing is resampled to each in
+            passing, so that one set of weights serves them all. Weights are kept, and evaluated, at `image_size`.
+        size_order: drawn (each batch has one of them at random) or listed (one after another, for equal parts of the
+            run, such as from small to large).
+        final_epochs: Epochs at the end of the run in which training images have `image_size` (FixRes).
         compile: Compile the backbone's blocks with torch.compile.
         checkpoint_activations: Compute the blocks' activations again in the backward pass: less memory, a third more
             time.
@@ -110,6 +117,7 @@ class MixerClassifier(EvaluatedModule):
         head: Pre-logits to logits, (B, classes).
         label_names: Names of the classes, where they are known.
         head_note: Which head it is, and why, for the user.
+        size_plan: Of the training images' sizes; None where all have that of the backbone.
         lr_note: Where the learning rate is from, for the user; None where it was given.
         teacher: That it is distilled from; there while it is trained, and in no checkpoint.
         features: Of the frozen backbone, by split, where a run takes them in the place of images.
@@ -158,6 +166,9 @@ class MixerClassifier(EvaluatedModule):
         teacher_weight: float = 0.5,
         teacher_temperature: float = 1.0,
         teacher_targets: TeacherTargets = "soft",
+        train_sizes: list[int | tuple[int, int]] | None = None,
+        size_order: SizeOrder = "drawn",
+        final_epochs: int = 0,
         compile: bool = False,
         checkpoint_activations: bool = False,
         seed: int = 0,
@@ -185,6 +196,7 @@ class MixerClassifier(EvaluatedModule):
         if lr is None:
             rate = recommended_rate(backbone, optimizer if isinstance(optimizer, str) else "sgd", train)
             self.hparams["lr"], self.lr_note = rate.lr, rate.note
+        self.size_plan = take_sizes(backbone, train_sizes, size_order, final_epochs, seed)
         self._hparams_initial = copy.deepcopy(self.hparams)
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
 
@@ -220,6 +232,7 @@ class MixerClassifier(EvaluatedModule):
         whole = self.backbone.with_head(self.head)
         whole.label_names, whole.task = self.label_names, self.task.name
         whole.preprocessing = getattr(self._datamodule, "preprocessing", None) or self.preprocessing
+        whole.geometry = geometry_after(whole.geometry, self.size_plan)
         return whole
 
     @property
@@ -317,6 +330,8 @@ class MixerClassifier(EvaluatedModule):
         images, targets = batch[0], batch[1]
         if batch_idx == 0:
             self.task.check(targets)
+        if self.size_plan is not None and not isinstance(batch, Batch):  # whose images have their size
+            images = resized_for_step(self, images)
         logits = self(images, drop_path_of(self, batch, batch_idx))  # (b, classes)
         total = self.loss(images, logits, targets)
         if self._sharpness is None or not self._sharpness.again:

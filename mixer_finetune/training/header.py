@@ -68,6 +68,8 @@ def _method(model: Any, data: Any) -> list[str]:
         said.append(f"learning rate {model.lr_note}")
     if options.train != "all":
         said.append(f"trains {options.train}, and the head" if options.train != "head" else "trains the head alone")
+    if model.size_plan is not None:
+        said.append(model.size_plan.described())
     if model.features:
         said.append("the frozen backbone computes each image once, and the epochs go over its features")
     if options.unfreeze_every:

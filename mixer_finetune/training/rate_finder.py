@@ -119,7 +119,7 @@ def _steps(module: Any, data: Any) -> Iterator[list[Batch]]:
     n = data.epoch_samples
     accumulate = max(1, min(per_step, n // -(-n // data.batch_size)))
     sampler = data.batch_plan(0, 1, accumulate)
-    images = batch_dataset(split, data.preprocessing, data.augmentation, data.seed)
+    images = batch_dataset(split, data.preprocessing, data.augmentation, data.seed, plan=data.size_plan)
     epoch = 0
     while True:
         sampler.start_at(epoch)
