@@ -308,6 +308,7 @@ def _method(model: dict[str, Any], data: dict[str, Any]) -> str | None:
     plain = {
         "head": "auto", "unfreeze_every": 0, "layer_decay": 1.0, "head_lr_factor": 1.0, "sam_rho": 0.0,
         "sam_adaptive": False, "ema_decay": 0.0, "loss": "cross_entropy", "class_weights": "none",
+        "train_sizes": None, "size_order": "drawn", "final_epochs": 0,
     }  # fmt: skip
     done = [f"{name.replace('_', ' ')} {model[name]}" for name, off in plain.items() if model.get(name, off) != off]
     if model.get("teacher"):

@@ -16,6 +16,8 @@ from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.training.task import MULTI_LABEL, SINGLE_LABEL
 
+pytestmark = pytest.mark.slow
+
 # In another order than the data's, and one class more.
 THEIRS = ["c", "other", "a", "b"]
 COLUMNS = [2, 3, 0]
