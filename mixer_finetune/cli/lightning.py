@@ -35,6 +35,7 @@ COMMON = {
     "model": (
         "backbone", "image_size", "resize", "train", "head", "optimizer", "lr", "layer_decay", "weight_decay",
         "warmup_steps", "label_smoothing", "drop_path", "ema_decay", "sam_rho", "class_weights",
+        "teacher", "train_sizes",
     ),
     "data": (
         "source", "val_fraction", "batch_size", "micro_batch_size", "sampling", "crop_area", "flip", "rotation",

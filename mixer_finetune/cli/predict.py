@@ -24,6 +24,7 @@ def predict(
     *inputs: str,
     source: str | None = None,
     split: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
     output: str | None = None,
     overwrite: bool = False,
     top_k: int = 5,
@@ -49,6 +50,8 @@ def predict(
         *inputs: Image files, folders of them, and patterns such as "photos/**/*.jpg".
         source: A data set in place of files, as --data.source of fit; a run's own when only --split is given.
         split: Its split, by the name that it has there or by its role (train, val, test); test when not given.
+        image_size: Side, or [height,width], of the images in pixels: any that the model was trained for together
+            (train_sizes) without loss, others by resized weights; the model's own when not given.
         output: A .csv, .jsonl or .parquet file; when not given, a new .csv in RUN/predict, or in this folder where the
             model is no run's.
         overwrite: Let the output take the place of a file that is there.
@@ -105,7 +108,13 @@ def predict(
         target = _new_output(model, told_of)
     compiled_for = batch_size if compile else None
     predictor = Predictor.load(
-        model, top_k=top_k, tta=tta, precision=precision, device=device, compiled_for=compiled_for
+        model,
+        image_size=image_size,
+        top_k=top_k,
+        tta=tta,
+        precision=precision,
+        device=device,
+        compiled_for=compiled_for,
     )
     summary = Summary()
     see: Callable[[dict[str, Any]], None] = (

@@ -40,6 +40,7 @@ HABITS = {
     "patience": "early_stopping",
     "ema": "model.ema_decay",
     "model_ema_decay": "model.ema_decay",
+    "teacher": "model.teacher",
     "layer_wise_decay": "model.layer_decay",
     "rho": "model.sam_rho",
     "lora": "model.adapter",

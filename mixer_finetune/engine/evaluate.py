@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixer_finetune.engine.arguments import normalised, take_apart, take_classes
-from mixer_finetune.engine.fit import take_weights_of
+from mixer_finetune.engine.fit import ALREADY_DONE, take_weights_of
 from mixer_finetune.engine.interruption import interruptible
 from mixer_finetune.engine.named_classes import without_objects
 from mixer_finetune.engine.parser import MixerCLI, configure
@@ -52,9 +52,7 @@ def configure_evaluation(
         taken.classes = take_classes(base) | taken.classes
         base = without_objects(base)
         # What shaped the run's backbone is done; what files and options say now asks for another shape.
-        shape = {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}
-        shape |= {"head": "auto", "adapter": "none"}  # its own head, and an adapter that is merged already
-        base["model"] = {**(base.get("model") or {}), **shape, "backbone": str(weights or run.model)}  # type: ignore[dict-item]
+        base["model"] = {**(base.get("model") or {}), **ALREADY_DONE, "backbone": str(weights or run.model)}  # type: ignore[dict-item]
     cli = configure(taken, base, imports=imports)
     if run is None:
         take_weights_of(cli, str(weights))

@@ -38,6 +38,20 @@ from mixer_finetune.training.checkpoints import resume_point
 log = logging.getLogger(__name__)
 # Names the run folder to the processes that a launcher starts.
 _RUN_VARIABLE = "MIXER_FINETUNE_RUN"
+# What shaped a model before it was trained, and is not done again to the trained one.
+ALREADY_DONE: dict[str, Any] = {
+    "revision": None,
+    "image_size": None,
+    "patch_size": None,
+    "in_chans": None,
+    "resize": "auto",
+    "head": "auto",
+    "adapter": "none",
+    "train_sizes": None,
+    "size_order": "drawn",
+    "final_epochs": 0,
+    "teacher": None,
+}
 
 
 def fit(
@@ -167,9 +181,7 @@ def _complete(run: RunFolder, cli: MixerCLI) -> RunFolder:
 
 def take_weights_of(cli: MixerCLI, model: str) -> None:
     """Have a configuration start from a trained model, as it is."""
-    shape = {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}
-    shape |= {"head": "auto", "adapter": "none"}
-    for name, value in {"backbone": model, **shape}.items():
+    for name, value in {"backbone": model, **ALREADY_DONE}.items():
         cli.config[f"model.{name}"] = value
 
 

@@ -82,6 +82,7 @@ class Predictor:
         cls,
         model: str,
         *,
+        image_size: int | tuple[int, int] | None = None,
         top_k: int = 5,
         tta: bool = False,
         precision: str = "32-true",
@@ -92,6 +93,7 @@ class Predictor:
 
         Args:
             model: Run folder, checkpoint, model folder or Hub id.
+            image_size: Side, or (height, width), in pixels; the model's own when None.
             top_k: Labels an image, at most one a class.
             tta: As the attribute.
             precision: As the attribute.
@@ -102,7 +104,7 @@ class Predictor:
             UserError: The model can't be had or has no head, the device can't be used, or there is no compiler.
         """
         where = usable_device(device)
-        backbone = load_backbone(model).eval()
+        backbone = load_backbone(model, image_size=image_size).eval()
         if backbone.num_classes == 0:
             raise UserError(f"{model} has no head: it can't classify")
         if where.type == "cpu":
@@ -125,7 +127,8 @@ class Predictor:
     def computed_by(self) -> str:
         """What the answers depend on besides the images, so that a resumed predict does not mix two kinds."""
         weights = b"".join(value.detach().cpu().numpy().tobytes() for value in self.backbone.head.state_dict().values())
-        return f"{hashlib.sha256(weights).hexdigest()} {self.precision} tta={self.tta}"
+        resized = f" at {self.backbone.image_size}" if "resized" in self.backbone.origin else ""
+        return f"{hashlib.sha256(weights).hexdigest()} {self.precision} tta={self.tta}{resized}"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Answers:

@@ -301,11 +301,20 @@ def _method(model: dict[str, Any], data: dict[str, Any]) -> str | None:
     plain = {
         "head": "auto", "unfreeze_every": 0, "layer_decay": 1.0, "head_lr_factor": 1.0, "sam_rho": 0.0,
         "sam_adaptive": False, "ema_decay": 0.0, "loss": "cross_entropy", "class_weights": "none",
+        "train_sizes": None, "size_order": "drawn", "final_epochs": 0,
     }  # fmt: skip
     done = [f"{name.replace('_', ' ')} {model[name]}" for name, off in plain.items() if model.get(name, off) != off]
+    if model.get("teacher"):
+        done.append(f"distilled from {public_name(str(model['teacher']), None)} ({_teaching(model)})")
     if data.get("sampling", "shuffled") != "shuffled":
         done.append(f"sampling {data['sampling']}")
     return ", ".join(done) or None
+
+
+def _teaching(model: dict[str, Any]) -> str:
+    targets = model.get("teacher_targets", "soft")
+    at = f" at temperature {model.get('teacher_temperature', 1.0):g}" if targets == "soft" else ""
+    return f"{targets} targets{at}, {model.get('teacher_weight', 0.5):.0%} of the loss"
 
 
 def _optimizer(model: dict[str, Any]) -> str | None:

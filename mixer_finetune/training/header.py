@@ -74,6 +74,8 @@ def _method(model: Any, data: Any) -> list[str]:
         said.append(_adapter(model))
     elif options.train != "all":
         said.append(f"trains {options.train}, and the head" if options.train != "head" else "trains the head alone")
+    if model.size_plan is not None:
+        said.append(model.size_plan.described())
     if model.features:
         said.append("the frozen backbone computes each image once, and the epochs go over its features")
     if options.unfreeze_every:
@@ -90,6 +92,8 @@ def _method(model: Any, data: Any) -> list[str]:
         said.append(f"{name} with rho {options.sam_rho:g}: each step is computed twice, for about twice the time")
     if options.ema_decay:
         said.append(f"average of the weights with decay {options.ema_decay:g}")
+    if model.teacher is not None:
+        said.append(model.teacher.described())
     if options.loss != "cross_entropy":
         said.append(f"{options.loss.replace('_', '-')} loss")
     if options.class_weights != "none":

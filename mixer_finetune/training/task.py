@@ -40,6 +40,9 @@ class Task:
         weighted: (logits (B, C), targets, those weights, label smoothing) to the loss of each image, (B,); None where
             it is the loss times the weight of the image's class.
         check: Raises a UserError for targets that are not the task's.
+        divergences: (logits (B, C), a teacher's (B, C)) to the Kullback-Leibler divergence of each image's
+            probabilities from the teacher's, (B,).
+        answers: Logits (B, C) to what they say, as hard targets.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Task:
     balanced: Callable[[Tensor, int], Tensor]
     weighted: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None
     check: Callable[[Tensor], None]
+    divergences: Callable[[Tensor, Tensor], Tensor]
+    answers: Callable[[Tensor], Tensor]
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -109,6 +114,18 @@ def _weighted_binary(logits: Tensor, targets: Tensor, weights: Tensor, label_smo
     return F.binary_cross_entropy_with_logits(logits, soft, weight, reduction="none").sum(-1)
 
 
+def _divergences(logits: Tensor, teachers: Tensor) -> Tensor:
+    wanted = teachers.log_softmax(-1)
+    return F.kl_div(logits.log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)
+
+
+def _divergences_of_each(logits: Tensor, teachers: Tensor) -> Tensor:
+    """The sum over the classes, each of which is a problem of two of its own."""
+    wanted = teachers.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return (cross - F.binary_cross_entropy_with_logits(teachers, wanted, reduction="none")).sum(-1)
+
+
 def _multilabel_metrics(classes: int) -> dict[str, Metric]:
     return {
         "map": MeanAveragePrecision(classes),
@@ -145,6 +162,8 @@ SINGLE_LABEL = Task(
     balanced=lambda counts, images: counts.sum() / (len(counts) * counts.double()),
     weighted=None,
     check=_check_distribution,
+    divergences=_divergences,
+    answers=lambda logits: logits.argmax(-1),
 )
 
 # Several labels an image: targets are 0 or 1 for each class, (B, C), or where training mixes images between them.
@@ -162,5 +181,7 @@ MULTI_LABEL = Task(
     balanced=_balanced_of_each,
     weighted=_weighted_binary,
     check=_check_of_each,
+    divergences=_divergences_of_each,
+    answers=lambda logits: (logits >= 0).to(logits),
 )
 TASKS = {task.name: task for task in (SINGLE_LABEL, MULTI_LABEL)}
