@@ -3,7 +3,7 @@
     runs/<recipe>/<date-time>/
         config.yaml  metrics.csv  training.json  results.json  predictions.csv
         learning_curves.png  confusion_matrix.png  report.html
-        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,README.md}  tensorboard/
+        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,calibration.json,README.md}  tensorboard/
         export/  push.json                                        (of the commands export and push)
 
 Nothing here imports torch, so that commands which only look at runs start at once.
@@ -92,6 +92,11 @@ class RunFolder(os.PathLike[str]):
     def model(self) -> Path:
         """The model folder."""
         return self.path / "model"
+
+    @property
+    def calibration_file(self) -> Path:
+        """What the dev split says of how far the model can be trusted; not there where there is none."""
+        return self.model / "calibration.json"
 
     @property
     def predictions_file(self) -> Path:

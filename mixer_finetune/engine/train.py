@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.data.fingerprint import fingerprint
 from mixer_finetune.data.module import ImageDataModule
+from mixer_finetune.engine.calibrate import calibrate
 from mixer_finetune.engine.choose import choose_weights
 from mixer_finetune.engine.configuration import as_yaml, repeatable
 from mixer_finetune.engine.parts import Parts, callbacks_of
@@ -86,13 +87,23 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     summary = _summary(parts, planned_steps, seconds)
     summary["weights"], dev = choose_weights(parts, run)
     summary["dev"] = dev or summary["dev"]
+    calibration = calibrate(parts, _chosen_on_dev(summary["weights"], parts))
     if hasattr(data, "gather_bad_images"):
         data.gather_bad_images()
     if trainer.is_global_zero:
         save_model_folder(run.model, model.assembled(), model.label_names)
+        if calibration is not None:
+            calibration.write(run.calibration_file)
         summary["bad_images"] = sorted(getattr(data, "bad_images", ()))
         run.write_json(run.training_file, summary)
     return run
+
+
+def _chosen_on_dev(weights: str, parts: Parts) -> str | None:
+    """What was chosen on the dev split, for whoever believes its numbers."""
+    if weights != "last":
+        return f"the {weights} weights"
+    return "the end of training" if parts.options.early_stopping else None
 
 
 def _write_config(parts: Parts, run: RunFolder) -> None:
@@ -146,7 +157,8 @@ def _check_monitors(parts: Parts) -> None:
 
 def _forget_results(run: RunFolder) -> None:
     """Remove what an earlier, shorter training of the run left, which would be taken for results of this one."""
-    for path in (run.training_file, run.results_file, run.predictions_file, run.report, run.card):
+    left = (run.training_file, run.calibration_file, run.results_file, run.predictions_file, run.report, run.card)
+    for path in left:
         path.unlink(missing_ok=True)
 
 

@@ -66,6 +66,8 @@ class Results:
         weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", ...
         lr: Highest learning rate, and where it is from; None where it is not known.
         judgement: What the run's numbers say about it, sentence by sentence.
+        calibration: The temperature, what it was fitted on, and log-loss and calibration error `before` and `after` it
+            on the evaluated split; None where there was no dev split.
     """
 
     metrics: dict[str, float]
@@ -97,6 +99,7 @@ class Results:
     weights: str = "last"
     lr: str | None = None
     judgement: list[str] = field(default_factory=list)
+    calibration: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, run: RunFolder) -> Results:

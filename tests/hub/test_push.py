@@ -18,6 +18,7 @@ from hub import faults
 
 SENT = {
     "README.md",
+    "calibration.json",
     "config.json",
     "config.yaml",
     "confusion_matrix.png",
