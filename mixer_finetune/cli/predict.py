@@ -20,6 +20,9 @@ def predict(
     top_k: int = 5,
     features: bool = False,
     tta: bool = False,
+    coverage: float | None = None,
+    abstain: float | None = None,
+    ood: bool = False,
     explain: str | None = None,
     resume: bool = False,
     batch_size: int = 64,
@@ -42,6 +45,12 @@ def predict(
         top_k: How many labels a row gives, at most one a class.
         features: Add the pre-logits (embeddings); for .jsonl and .parquet.
         tta: Average over the image and its mirror image.
+        coverage: Add a set of labels for each image, that holds the true one for at least that share of images like
+            those of the data (0.9); from the dev split's scores.
+        abstain: Add an answer, that is withheld from the least sure images: from about that share (0.1) of images like
+            those of the data.
+        ood: Add how unlike the data an image is (energy), and the share of images like the data that are no more
+            familiar (p_familiar).
         explain: Folder for a picture of each image beside where the evidence for its first label lies.
         resume: Go on with what an interrupted predict left.
         batch_size: Images at once.
@@ -65,6 +74,9 @@ def predict(
     for option, value in (("top_k", top_k), ("batch_size", batch_size), ("max_image_pixels", max_image_pixels)):
         if value < 1:
             raise UserError(f"{option} must be 1 or more, got {value}", option=option)
+    for option, asked in (("coverage", coverage is not None), ("abstain", abstain is not None), ("ood", ood)):
+        if asked and tta:
+            raise UserError(f"{option} goes by the dev split as it is, not mirrored", advice="leave out {tta}")
     target = _checked_output(output, features)
     pictures = Path(explain).expanduser() if explain else None
     if pictures is not None and pictures.is_file():
@@ -76,7 +88,15 @@ def predict(
     images = file_split(list(inputs)) if source is None else source_split(source, split)
     compiled_for = batch_size if compile else None
     predictor = Predictor.load(
-        model, top_k=top_k, tta=tta, precision=precision, device=device, compiled_for=compiled_for
+        model,
+        top_k=top_k,
+        tta=tta,
+        precision=precision,
+        device=device,
+        compiled_for=compiled_for,
+        coverage=coverage,
+        abstain=abstain,
+        ood=ood,
     )
     part = part_file(target)
     try:
@@ -103,6 +123,8 @@ def predict(
         raise UserError(problem, option="output") from error
     broken = f", {len(bad)} of them images that can't be decoded" if bad else ""
     print(f"wrote {len(images):,} rows to {target}{broken}")
+    for line in predictor.trust.summary() if predictor.trust else ():
+        print(line)
     for problem in bad[:_MOST_PROBLEMS_SHOWN]:
         print(f"  {problem}")
     return 2 if len(bad) == len(images) else 0
