@@ -52,12 +52,7 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
         UserError: A callback can't do what it is for in this run, or the data or the model turn out not to fit.
     """
     trainer, model, data = parts.trainer, parts.model, parts.data
-    data.trainer = trainer  # Lightning does so only in its fit
-    planned_steps = model_steps(parts)
-    _check_callbacks(trainer, planned_steps)
-    if isinstance(model, MixerClassifier) and isinstance(data, ImageDataModule):
-        model.take_task(data.task)  # before anything watches a metric of it
-    _check_monitors(parts)
+    planned_steps = check_training(parts)
     if trainer.is_global_zero:
         _forget_results(run)
         _write_config(parts, run)
@@ -116,6 +111,25 @@ def _write_config(parts: Parts, run: RunFolder) -> None:
     if options.get("lr", 0.0) in (None, "auto") and isinstance(model.hparams.get("optimizer"), str):
         options["lr"] = model.hparams["lr"]
     write_text(run.config_file, as_yaml(config))
+
+
+def check_training(parts: Parts) -> int | None:
+    """Refuse what could not be trained as it is meant.
+
+    Returns:
+        Optimizer steps of the whole run; None where only training will tell.
+
+    Raises:
+        UserError: The run has no step or no end, or a callback can't do what it is for in it.
+    """
+    trainer, model, data = parts.trainer, parts.model, parts.data
+    data.trainer = trainer  # Lightning does so only in its fit
+    planned_steps = model_steps(parts)
+    _check_callbacks(trainer, planned_steps)
+    if isinstance(model, MixerClassifier) and isinstance(data, ImageDataModule):
+        model.take_task(data.task)  # before anything watches a metric of it
+    _check_monitors(parts)
+    return planned_steps
 
 
 def model_steps(parts: Parts) -> int | None:

@@ -27,7 +27,7 @@ def temperature_sentence(found: dict[str, Any]) -> str:
         "answers are the same, its probabilities can be believed more."
     )
     if found["chosen_on_dev"]:
-        told += f" As {found['chosen_on_dev']} were chosen on these images too, it may be a little low."
+        told += f" These images also chose {found['chosen_on_dev']}, so it may be a little low."
     return told
 
 

@@ -109,7 +109,7 @@ class Trust:
                 f"{self.coverage:.4g} have their true label in it (split conformal prediction, from {dev})"
             )
             if known.chosen_on_dev:
-                said.append(f"  a little less, since {known.chosen_on_dev} were chosen on these images too")
+                said.append(f"  a little fewer, since these images also chose {known.chosen_on_dev}")
         if self._least is not None:
             said.append(
                 f"no answer to {counts['withheld']:,} of {n:,} images, those below a confidence of "
