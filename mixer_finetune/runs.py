@@ -3,7 +3,7 @@
     runs/<recipe>/<date-time>/
         config.yaml  metrics.csv  training.json  results.json  predictions.csv
         learning_curves.png  confusion_matrix.png  report.html
-        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,README.md}  tensorboard/
+        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,calibration.json,README.md}  tensorboard/
         adapter/{adapter_config.json,adapter_model.safetensors,config.json}  (LoRA and DoRA)
         export/  push.json                                        (of the commands export and push)
 
@@ -105,6 +105,11 @@ class RunFolder(os.PathLike[str]):
     def adapter(self) -> Path:
         """The adapter folder, where an adapter was trained."""
         return self.path / "adapter"
+
+    @property
+    def calibration_file(self) -> Path:
+        """What the dev split says of how far the model can be trusted; not there where there is none."""
+        return self.model / "calibration.json"
 
     @property
     def predictions_file(self) -> Path:

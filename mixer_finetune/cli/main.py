@@ -13,7 +13,7 @@ from mixer_finetune.errors import Interrupted, UserError
 from mixer_finetune.texts import terminal_line
 
 # Commands whose options are Lightning's, in lightning.py; those that are a function in a file of their own, whose
-# signature has the options; those that have options of their own beside those of `fit`'s data; and those that only
+# signature has the options; those that have options of their own beside those of `fit`; and those that only
 # list. Each with what it does, for the overview.
 _LIGHTNING = {
     "fit": "fine-tune: fit --recipe digits [--recipe ddp] [--config mine.yaml] [--model.lr 0.01] ...\n"
@@ -31,6 +31,7 @@ _FUNCTIONS = {
     "push": "put a finished run's model on the Hugging Face Hub: push RUN user/name [--private] [--dry_run]",
 }
 _MIXED = {
+    "plan": "what a fit would do, take and write, from a few steps of it: plan --recipe digits [options of fit]",
     "probe": "which backbone, block and resolution transfer best: probe --backbone A --backbone B --data.source DATA",
     "audit": "copies, likely label errors, outliers and odd images of a data set, with their pictures: audit DATA",
 }

@@ -104,7 +104,7 @@ def _start(cli: MixerCLI, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     """A new run."""
     launched = os.environ.get(_RUN_VARIABLE) if "LOCAL_RANK" in os.environ else None
     run = RunFolder(Path(launched)) if launched else run
-    parts = _checked(cli, run)
+    parts = checked(cli, run)
     if checkpoint is not None:
         load_checkpoint(checkpoint)
     if parts.trainer.is_global_zero and not launched:
@@ -132,7 +132,7 @@ def _resume(run: RunFolder, arguments: Arguments) -> RunFolder:
         if not missing_stages(run, cli.options.push):
             return _say_finished(run, training)
         return _complete(run, cli)
-    parts = _checked(cli, run)
+    parts = checked(cli, run)
     _check_same_data(run, parts.data)
     if training is not None and training["planned_steps"] >= (model_steps(parts) or 0):
         return _say_finished(run, training) if not missing_stages(run, cli.options.push) else _complete(run, cli)
@@ -171,7 +171,7 @@ def _complete(run: RunFolder, cli: MixerCLI) -> RunFolder:
     """What is missing behind a training that has ended."""
     log.info(f"{run} is trained; missing: {', '.join(missing_stages(run, cli.options.push))}")
     take_weights_of(cli, str(run.model))
-    parts = _checked(cli, run)
+    parts = checked(cli, run)
     if not run.results_file.is_file():
         _check_same_data(run, parts.data)
     with _leaving_well(parts, run, new=False):
@@ -185,7 +185,7 @@ def take_weights_of(cli: MixerCLI, model: str) -> None:
         cli.config[f"model.{name}"] = value
 
 
-def _checked(cli: MixerCLI, run: RunFolder) -> Parts:
+def checked(cli: MixerCLI, run: RunFolder) -> Parts:
     """The parts of a run, after all checks that need no training."""
     if cli.options.push and os.environ.get("LOCAL_RANK", "0") == "0":
         check_access(cli.options.push)

@@ -72,6 +72,8 @@ class RunOptions:
             of eleven that undo more of the training the earlier a block comes). With an average of the weights
             (ema_decay), it is exported in their place where it is better on the dev split.
         early_stopping: End the run after so many epochs without a better dev loss or accuracy.
+        calibrate: Divide the trained head by a temperature that is fitted on the dev split, so that its probabilities
+            can be believed; answers stay the same.
         push: Hub repository (user/name) that the finished model is pushed to; checked before training.
         save_every_n_steps: Steps between checkpoints inside an epoch; one a minute when not given.
     """
@@ -81,6 +83,7 @@ class RunOptions:
     name: str | None = None
     weights: Literal["last", "best", "wise", "lines"] = "last"
     early_stopping: int | None = None
+    calibrate: bool = True
     push: str | None = None
     save_every_n_steps: int | None = None
 

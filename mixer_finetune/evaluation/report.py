@@ -16,6 +16,7 @@ from mixer_finetune.evaluation import page
 from mixer_finetune.evaluation.explain import check_method
 from mixer_finetune.evaluation.figures import learning_curves_svg
 from mixer_finetune.evaluation.kinds import KINDS
+from mixer_finetune.evaluation.report_trust import trust_section
 from mixer_finetune.evaluation.report_verdict import previous_section, verdict_paragraph
 from mixer_finetune.evaluation.report_weights import weights_section
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text
@@ -79,6 +80,7 @@ def write_report(
     ]
     if predictions is not None:
         sections += kind.class_sections(predictions)
+        sections.append(trust_section(results, predictions))
         if predictions.right.all():
             sections.append(page.section("Mistakes", "<p>None: every image was classified rightly.</p>"))
         else:

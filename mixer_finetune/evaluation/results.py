@@ -67,6 +67,8 @@ class Results:
         name: Of the run; None in earlier files.
         started: When it began, as ISO 8601 in local time; None in earlier files.
         files: sha256 of what the run wrote, by path in its folder.
+        calibration: The temperature, what it was fitted on, and log-loss and calibration error `before` and `after` it
+            on the evaluated split; None where there was no dev split.
     """
 
     metrics: dict[str, float]
@@ -101,6 +103,7 @@ class Results:
     name: str | None = None
     started: str | None = None
     files: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, run: RunFolder) -> Results:

@@ -7,7 +7,7 @@ become CSV, JSON lines or parquet at the end. A resumed predict goes on behind t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from mixer_finetune.files import refuse_link, write_atomically
 from mixer_finetune.texts import csv_cell
 
 
-def row_schema(k: int, features: bool, several: bool, computed_by: str) -> pa.Schema:
+def row_schema(
+    k: int, features: bool, several: bool, computed_by: str, more: Sequence[tuple[str, pa.DataType]] = ()
+) -> pa.Schema:
     """Columns: file, the k most probable labels with their probabilities, what went wrong, and pre-logits if wanted.
 
     Args:
@@ -29,12 +31,14 @@ def row_schema(k: int, features: bool, several: bool, computed_by: str) -> pa.Sc
         features: Whether there are pre-logits.
         several: Whether an image may have several labels: its labels are then a list of names, in CSV as JSON.
         computed_by: What the values depend on besides the images, so that a resumed predict does not mix two kinds.
+        more: Further columns.
     """
     columns = [(name, pa.string() if name.startswith("label") else pa.float32()) for name in prediction_columns(k)]
     fields = [
         ("file", pa.string()),
         *([("labels", pa.list_(pa.string()))] if several else []),
         *columns,
+        *more,
         ("error", pa.string()),
     ]
     fields += [("features", pa.list_(pa.float32()))] if features else []
@@ -86,13 +90,19 @@ def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> in
     return len(names)
 
 
-def finish_rows(part: Path, target: Path, see: Callable[[dict[str, Any]], None] | None = None) -> list[str]:
+def finish_rows(
+    part: Path,
+    target: Path,
+    see: Callable[[dict[str, Any]], None] | None = None,
+    count: Callable[[pa.RecordBatch], None] | None = None,
+) -> list[str]:
     """Turn the stream into the output, whole or not at all, and remove it.
 
     Args:
         part: File of the stream.
         target: A .csv, .jsonl or .parquet file.
         see: Is shown each row, without its features.
+        count: Is told of all rows.
 
     Returns:
         What went wrong with images, a line for each.
@@ -107,6 +117,8 @@ def finish_rows(part: Path, target: Path, see: Callable[[dict[str, Any]], None] 
                     shown = [name for name in batch.schema.names if name != "features"]
                     for row in batch.select(shown).to_pylist():
                         see(row)
+                if count is not None:
+                    count(batch)
                 yield batch
 
     def write(path: Path) -> None:

@@ -22,6 +22,7 @@ from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.results import METRIC_NAMES, METRIC_TYPES, Results, metric_name, metric_text, options_of
 from mixer_finetune.integrity import check_unchanged
 from mixer_finetune.runs import RunFolder
+from mixer_finetune.sharing.card_trust import trust_part
 from mixer_finetune.texts import markdown, markdown_code
 
 MOST_LISTED_CLASSES = 50
@@ -77,6 +78,7 @@ def model_card(run: RunFolder, repo_id: str | None = None, *, backbone: Backbone
         classes, limits = _OF_TASK[results.task](results, predictions)
         parts += [
             "## Results\n\n" + _results(results, classes),
+            *trust_part(results, markdown),
             "## Limitations\n\n" + _limitations(results, limits),
         ]
     parts += ["## Training\n\n" + _training(config, results, data_name), "## Citation\n\n" + _CITATION]
@@ -217,7 +219,7 @@ def _failures(names: list[str], predictions: Predictions, matrix: ConfusionMatri
     tendency = "over" if confidence > accuracy else "under"
     lines.append(
         f"- Calibration: mean confidence {confidence:.1%} at an accuracy of {accuracy:.1%} ({tendency}confident by "
-        f"{abs(confidence - accuracy):.1%}); confidences are not corrected."
+        f"{abs(confidence - accuracy):.1%})."
     )
     return lines
 

@@ -76,6 +76,8 @@ def contents(run: RunFolder, repo_id: str) -> dict[str, bytes | Path]:
         "model.safetensors": run.model / "model.safetensors",
         "results.json": (json.dumps(public(results), indent=2, ensure_ascii=False) + "\n").encode(),
     }
+    if (trust := run.read_json(run.calibration_file)) is not None:
+        files[run.calibration_file.name] = (json.dumps(public(trust), ensure_ascii=False) + "\n").encode()
     pictures = (run.curves_picture, run.confusion_picture)
     return files | {picture.name: picture for picture in pictures if picture.is_file()}
 

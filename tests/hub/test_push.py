@@ -19,6 +19,7 @@ from hub import faults
 
 SENT = {
     "README.md",
+    "calibration.json",
     "config.json",
     "config.yaml",
     "confusion_matrix.png",
