@@ -12,7 +12,9 @@ Nothing here imports torch, so that commands which only look at runs start at on
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +25,13 @@ import yaml
 
 from mixer_finetune.errors import UserError
 from mixer_finetune.files import sweep, write_text
+
+log = logging.getLogger(__name__)
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built in
+RUNS = "runs"  # where runs are, as `fit --output_dir` has it by default
+LAST = "last"  # the newest of them, in the place of a path
+_STAMP = "%Y-%m-%d_%H-%M-%S"
+_STAMPED = re.compile(r"(?P<stamp>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_(?P<attempt>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class RunFolder(os.PathLike[str]):
     @classmethod
     def planned(cls, output_dir: str, name: str) -> RunFolder:
         """`output_dir/name/<date-time>`, which is not made yet."""
-        return cls(Path(output_dir).expanduser() / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        return cls(Path(output_dir).expanduser() / name / datetime.now().strftime(_STAMP))
 
     def create(self) -> RunFolder:
         """Make the folder; where another run has it already, one beside it.
@@ -169,7 +178,7 @@ class RunFolder(os.PathLike[str]):
         Raises:
             UserError: The folder is not a run folder.
         """
-        run = cls(Path(path).expanduser())
+        run = cls(find_run(path))
         if not run.config_file.is_file():
             raise UserError(f"{path} is not a run folder: it has no config.yaml; expected runs/<recipe>/<date-time>")
         sweep(run.path)
@@ -182,7 +191,7 @@ class RunFolder(os.PathLike[str]):
         Raises:
             UserError: The path is neither a run folder nor a checkpoint inside one.
         """
-        target = Path(path).expanduser()
+        target = find_run(path)
         if target.is_dir():
             return cls.open(target), None
         if not target.is_file():
@@ -193,6 +202,32 @@ class RunFolder(os.PathLike[str]):
                 f"{path} lies in no run folder", advice="say what to use it on with {recipe} or {data.source}"
             )
         return cls.open(folder), target
+
+    @property
+    def started(self) -> datetime:
+        """When the run began, in local time: its folder's name, or where that is another one, when it was configured.
+
+        Raises:
+            OSError: The folder is gone.
+        """
+        if found := _STAMPED.fullmatch(self.path.name):
+            try:
+                return datetime.strptime(found["stamp"], _STAMP)
+            except ValueError:
+                pass  # digits that are no date
+        return datetime.fromtimestamp(int(self.config_file.stat().st_mtime))
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it lies where `fit` makes runs, `<folder>/<recipe>/<date-time>`, or `slurm-<job>` in its place."""
+        name = self.path.resolve().name
+        return bool(_STAMPED.fullmatch(name)) or name.startswith("slurm-")
+
+    @property
+    def in_time(self) -> tuple[datetime, int, str]:
+        """What orders runs by when they began."""
+        found = _STAMPED.fullmatch(self.path.name)
+        return self.started, int(found["attempt"] or 0) if found else 0, str(self.path)
 
     def discard_if_untrained(self) -> None:
         """Remove a run folder that never got a checkpoint, and the folders above it that are then empty."""
@@ -214,7 +249,7 @@ class RunFolder(os.PathLike[str]):
             UserError: It can't be read.
         """
         try:
-            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            config = yaml.load(self.config_file.read_text(encoding="utf-8"), _LOADER)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{self.config_file} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict):
@@ -242,3 +277,31 @@ class RunFolder(os.PathLike[str]):
     def write_json(path: Path, content: dict[str, Any]) -> None:
         """Write one of the run's JSON files."""
         write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def runs_below(folder: str | os.PathLike[str] = RUNS) -> list[RunFolder]:
+    """The runs in a folder, `<folder>/<recipe>/<date-time>` or `<folder>/<date-time>`, the newest first."""
+    root = Path(folder).expanduser()
+    found = [RunFolder(file.parent) for pattern in ("*/*/config.yaml", "*/config.yaml") for file in root.glob(pattern)]
+    return sorted(found, key=lambda run: run.in_time, reverse=True)
+
+
+def find_run(name: str | os.PathLike[str]) -> Path:
+    """The path of a run as it is named; for `last` that of the newest one in `runs/`, for `NAME/last` in `runs/NAME/`.
+
+    Which one that is, is logged. A file or folder that is called so comes first.
+
+    Raises:
+        UserError: There is no run that `last` could mean.
+    """
+    path = Path(name).expanduser()
+    if path.name != LAST or path.exists():
+        return path
+    folder = path.parent if path.is_absolute() or path.parts[0] == RUNS else RUNS / path.parent
+    if len(path.parts) > 1 and not folder.is_dir():
+        return path  # may be a repository
+    runs = runs_below(folder)
+    if not runs:
+        raise UserError(f"there is no run in {folder}/ that '{path}' could mean; name a run folder")
+    log.info(f"{path} is {runs[0]}")
+    return runs[0].path

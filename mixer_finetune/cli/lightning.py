@@ -60,7 +60,7 @@ def fit(arguments: list[str]) -> int:
         return 0
     take_apart(rest)  # mistakes in names and files are found before anything heavy is imported
     if resume:
-        RunFolder.open(resume)
+        resume = str(RunFolder.open(resume))
     rest, print_config = _without(rest, "--print_config")
     if print_config:
         return _print_config(rest, resume)

@@ -25,6 +25,8 @@ _FUNCTIONS = {
     "report": "write RUN/report.html again: report RUN [--output FILE]",
     "export": "write a finished run's model for other runtimes: export RUN --format onnx|torch-export|safetensors",
     "soup": "average several runs into one model: soup RUN RUN ... [--output FOLDER]",
+    "runs": "list runs with their results: runs [--source digits] [--sort result] [--json]",
+    "compare": "is one run better than another: compare RUN RUN ... [--output FOLDER]",
     "push": "put a finished run's model on the Hugging Face Hub: push RUN user/name [--private] [--dry_run]",
 }
 _MIXED = {
@@ -45,7 +47,10 @@ usage: mixer-finetune COMMAND ...     (or: python -m mixer_finetune COMMAND ...)
 Every command takes --help, and --debug to show the traceback of an error.
 To begin: mixer-finetune fit --recipe digits"""
 # What others call a command.
-HABITS = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "val": "validate", "infer": "predict"}
+HABITS = {
+    "train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "val": "validate", "infer": "predict",
+    "list": "runs", "ls": "runs", "diff": "compare",
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -134,6 +134,8 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> 
         time=time_spent,
         weights=training.get("weights", "last"),
         lr=training.get("lr"),
+        name=str(parts.options.name),
+        started=run.started.isoformat(),
     )
     if predictions is not None:
         results = results.with_intervals(*kind.measured(predictions))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from mixer_finetune.backbones.preprocessing import denormalize
 from mixer_finetune.data.batches import DecodedImages, batch_loader
 from mixer_finetune.data.folders import IMAGE_SUFFIXES, FileRecords, images_below, printable
 from mixer_finetune.data.preparing import evaluation_images
+from mixer_finetune.data.reading import SPLIT_NAMES
 from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.errors import UserError
@@ -155,6 +156,7 @@ def write_predictions(
     explain: Path | None = None,
     resume: bool = False,
     max_pixels: int = MAX_PIXELS,
+    see: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[str]:
     """Classify images, and write a row for each: file, most probable labels with probabilities, and what went wrong.
 
@@ -169,6 +171,7 @@ def write_predictions(
         explain: Folder for a picture of each image beside where the evidence for its first label lies.
         resume: Whether to go on with what an interrupted call left.
         max_pixels: Most pixels that are decoded of one image.
+        see: Is shown each row, without its features.
 
     Returns:
         What went wrong with images, a line for each.
@@ -184,7 +187,7 @@ def write_predictions(
         for rows in _rows(predictor, rest, batch_size, schema, explain, max_pixels) if len(rest) else ():
             file.write(rows.serialize())
             file.flush()
-    return finish_rows(part, target)
+    return finish_rows(part, target, see)
 
 
 def part_file(target: Path) -> Path:
@@ -279,20 +282,37 @@ def file_split(inputs: list[str]) -> Split:
     )
 
 
-def source_split(source: str, role: str) -> Split:
+def source_split(source: str, name: str) -> Split:
     """A split of a data set.
 
     Args:
         source: As for ImageDataModule.
-        role: "train", "val" or "test".
+        name: As for `split_called`.
 
     Raises:
         UserError: There is no such data set, or it has no such split.
     """
-    splits = open_source(source, unlabelled=True).splits
-    if role not in splits:
-        raise UserError(f"{source} has no {role} split", option="split", choices=" or ".join(splits))
-    return splits[role]
+    return split_called(open_source(source, unlabelled=True).splits, name, source)
+
+
+def split_called(splits: Mapping[str, Split], name: str, source: str) -> Split:
+    """A split by the name that it has in the data set ("validation"), else by its role ("val") or a usual name of that.
+
+    Args:
+        splits: By role.
+        name: What the user calls it.
+        source: What the user calls the data set.
+
+    Raises:
+        UserError: There is none.
+    """
+    roles = [role for role, split in splits.items() if split.name == name]
+    roles += [role for role, usual in SPLIT_NAMES.items() if name == role or name.casefold() in usual]
+    for role in roles:
+        if role in splits:
+            return splits[role]
+    choices = [role if split.name == role else f"{role} (which is {split.name})" for role, split in splits.items()]
+    raise UserError(f"{source} has no {name} split", option="split", choices=" or ".join(choices))
 
 
 def image_files(inputs: list[str]) -> list[Path]:

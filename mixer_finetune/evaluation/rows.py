@@ -7,7 +7,7 @@ become CSV, JSON lines or parquet at the end. A resumed predict goes on behind t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,13 @@ def begin_rows(part: Path, schema: pa.Schema, images: Split, resume: bool) -> in
     return len(names)
 
 
-def finish_rows(part: Path, target: Path) -> list[str]:
+def finish_rows(part: Path, target: Path, see: Callable[[dict[str, Any]], None] | None = None) -> list[str]:
     """Turn the stream into the output, whole or not at all, and remove it.
 
     Args:
         part: File of the stream.
         target: A .csv, .jsonl or .parquet file.
+        see: Is shown each row, without its features.
 
     Returns:
         What went wrong with images, a line for each.
@@ -100,6 +101,10 @@ def finish_rows(part: Path, target: Path) -> list[str]:
         with open(part, "rb") as file:
             for batch in pa.ipc.open_stream(file):
                 problems.extend(problem for problem in batch.column("error").to_pylist() if problem)
+                if see is not None:
+                    shown = [name for name in batch.schema.names if name != "features"]
+                    for row in batch.select(shown).to_pylist():
+                        see(row)
                 yield batch
 
     def write(path: Path) -> None:

@@ -28,6 +28,9 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
     data: Any = getattr(trainer, "datamodule", None)
     if description := getattr(data, "description", None):
         lines.append(f"data       {description}")
+    if str(getattr(data, "source", "")).casefold() in [name.casefold() for name in origin.get("trained_on", [])]:
+        said = "the backbone was trained on this data set, by its card: dev accuracy flatters, and test accuracy may"
+        lines.append(f"note       {said}")
     if (augmentation := getattr(data, "augmentation", None)) and (amounts := augmentation.described(data.repeats)):
         lines.append(f"augmented  {', '.join(amounts)}")
     lines.append(f"training   {_training(trainer, model, data)}")

@@ -307,8 +307,9 @@ def test_bad_images_stop_the_run_or_are_skipped_and_counted(cli, photos, tmp_pat
 
 def test_predict_classifies_files_and_folders_and_names_what_is_not_there(cli, digits_run, photos, tmp_path):
     run, _ = digits_run
-    cli("predict", run, photos / "red", photos / "blue" / "000.png", check=0)
-    with open(tmp_path / "predictions.csv", newline="") as file:
+    said = cli("predict", run, photos / "red", photos / "blue" / "000.png", check=0).stdout
+    assert f"wrote 17 rows to {run}/predict/red.csv\n" in said and not list(tmp_path.glob("*.csv"))
+    with open(run / "predict" / "red.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 17 and rows[-1]["file"].endswith("blue/000.png")
     assert sum(float(rows[0][f"probability_{i}"]) for i in range(1, 6)) <= 1.00001
