@@ -102,7 +102,7 @@ def report_picture(run: Path, target: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("photographing a report needs chromium")
-    options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,1180", f"--screenshot={target}")
+    options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,930", f"--screenshot={target}")
     subprocess.run([chromium, *options, (run / "report.html").resolve().as_uri()], check=True, capture_output=True)
     _lighter(target)
 
