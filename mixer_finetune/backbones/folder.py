@@ -70,6 +70,8 @@ def model_config(backbone: Backbone, label_names: list[str] | None) -> dict[str,
         own["patch_size"] = geometry.patch_size
     if geometry.trained_grid:
         own["trained_grid"] = list(geometry.trained_grid)
+    if geometry.image_sizes:
+        own["image_sizes"] = [list(size) for size in geometry.image_sizes]
     if backbone.activation != "gelu":
         own["activation"] = backbone.activation
     config: dict[str, Any] = {
@@ -191,6 +193,7 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
         in_chans=_whole(arguments.get("in_chans", channels), "in_chans", 1, 4),
         token_hidden=_token_hidden(arguments.get("mlp_ratio"), own.get("token_hidden"), variant.embed_dim),
         trained_grid=_grid(grid) if grid else None,
+        image_sizes=_sizes(own.get("image_sizes")),
     )
     geometry.check(architecture)
     num_classes = config.get("num_classes", pretrained_cfg.get("num_classes", 1000))
@@ -252,6 +255,17 @@ def _token_hidden(ratio: Any, width: Any, embed_dim: int) -> int | None:
 def _grid(value: Any) -> tuple[int, int]:
     rows, columns = _list_of(2, value, "trained_grid")
     return _whole(rows, "trained_grid", 1, _MOST_PIXELS), _whole(columns, "trained_grid", 1, _MOST_PIXELS)
+
+
+def _sizes(value: Any) -> tuple[tuple[int, int], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise UserError(f"image_sizes must be a list of sizes, got {_shown(value)}")
+    pairs = [_list_of(2, size, "each of image_sizes") for size in value]
+    return tuple(
+        (_whole(h, "image_sizes", 1, _MOST_PIXELS), _whole(w, "image_sizes", 1, _MOST_PIXELS)) for h, w in pairs
+    )
 
 
 def _label_names(value: Any, num_classes: int) -> list[str]:

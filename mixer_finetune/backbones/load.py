@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mixer_finetune.backbones.adapter_folder import is_adapter_folder, read_adapter_folder
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import BUNDLED, VARIANTS
 from mixer_finetune.backbones.folder import ModelConfig, read_config
@@ -22,6 +23,8 @@ from mixer_finetune.backbones.resize import auto_reason, plan_resize, resize_wei
 from mixer_finetune.errors import UserError
 from mixer_finetune.hub.metadata import card_metadata
 from mixer_finetune.hub.read import download, download_url, is_repo_id
+from mixer_finetune.integrity import check_unchanged
+from mixer_finetune.runs import RunFolder
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 # The weights of a model folder: the first of these that is there.
@@ -43,9 +46,9 @@ def load_backbone(
 
     Args:
         source: A Hub id (`timm/mixer_b16_224.goog_in21k`, or `user/repo:path/Mixer-B_16.npz` for one file of a
-            repository), a local model folder, run folder or Lightning checkpoint of ours, a file or an https or gs
-            address of weights (timm's safetensors, Google's Flax .npz, Facebook's or OpenMMLab's .pth), the bundled
-            `mixer_nano`, or an architecture's name (`mixer_s16_224`), which gives fresh weights.
+            repository), a local model folder, run folder, adapter folder or Lightning checkpoint of ours, a file or an
+            https or gs address of weights (timm's safetensors, Google's Flax .npz, Facebook's or OpenMMLab's .pth), the
+            bundled `mixer_nano`, or an architecture's name (`mixer_s16_224`), which gives fresh weights.
         num_classes: Outputs of the head. None keeps the checkpoint's; the same number keeps its trained head; another
             one gets a new, zero-initialised head; 0 gets none.
         image_size: Side, or (height, width), of the input in pixels; None keeps the checkpoint's.
@@ -120,9 +123,13 @@ def _read(source: str, revision: str | None) -> tuple[ModelConfig, dict[str, Ten
     path = Path(source).expanduser()
     if path.is_file():
         return (*_read_file(path), None, None)
+    if path.is_dir() and is_adapter_folder(path):
+        return (*read_adapter_folder(path, lambda base, commit: load_backbone(base, revision=commit)), None, None)
     if path.is_dir():
-        # A run folder keeps its model folder inside.
-        folder = path if (path / "config.json").is_file() else path / "model"
+        folder = path
+        if not (path / "config.json").is_file():
+            RunFolder(path).check_links()  # a run folder keeps its model folder inside
+            folder = RunFolder(path).model
         return (*_read_folder(folder), None, folder)
     if source.startswith(("https://", "http://", "gs://")):
         return (*_read_file(download_url(source, "backbone")), None, None)
@@ -145,6 +152,7 @@ def _read(source: str, revision: str | None) -> tuple[ModelConfig, dict[str, Ten
 
 def _read_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """A file of weights, and the config that stands beside it or that the weights imply."""
+    check_unchanged(path)
     config, weights = read_weights(path)
     if config is None:
         beside = path.parent / "config.json"
@@ -158,6 +166,7 @@ def _read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     for is_there, name in ((config_file.is_file(), "config.json"), (bool(files), WEIGHT_FILES[0])):
         if not is_there:
             raise UserError(f"{folder} is not a model folder: it has no {name}", option="backbone")
+    check_unchanged(config_file, files[0])
     return read_config(config_file), read_weights(files[0])[1]
 
 
