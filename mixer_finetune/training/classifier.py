@@ -22,8 +22,10 @@ from mixer_finetune.backbones.foreign import load_checkpoint
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.batches import Batch
+from mixer_finetune.data.sizes import SizeOrder
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.averages import WeightEma
+from mixer_finetune.training.distillation import Teacher, TeacherTargets, make_teacher
 from mixer_finetune.training.drop_path import drop_path_of
 from mixer_finetune.training.evaluating import EvaluatedModule
 from mixer_finetune.training.features import Features, frozen_features
@@ -38,6 +40,7 @@ from mixer_finetune.training.rate_finder import find_rate
 from mixer_finetune.training.rates import recommended_rate
 from mixer_finetune.training.schedule import WarmupCosine, schedule_config
 from mixer_finetune.training.sharpness import Sharpness
+from mixer_finetune.training.sizes import geometry_after, resized_for_step, take_sizes
 from mixer_finetune.training.task import TASKS
 
 log = logging.getLogger(__name__)
@@ -99,6 +102,16 @@ class MixerClassifier(EvaluatedModule):
         sam_adaptive: Measure the perturbation in units of each weight (ASAM); sam_rho is then often 0.5 to 2.
         ema_decay: Keep an exponential moving average of the weights, often 0.99 to 0.9999, and measure it beside them
             on the dev split; 0 is without.
+        teacher: Model to distil from, as for `backbone`, trained for the classes of the data (matched by name): each
+            step it answers the very images that are trained on. Best a larger model's run folder.
+        teacher_weight: Share of the loss that is the distance from the teacher, 0 to 1; the labels have the rest.
+        teacher_temperature: That both sides' logits are divided by before they are compared; often 1 to 10.
+        teacher_targets: soft (the teacher's probabilities) or hard (its answers, as labels).
+        train_sizes: Sizes of the training images, as `image_size` takes them: the token mixing is resampled to each in
+            passing, so that one set of weights serves them all. Weights are kept, and evaluated, at `image_size`.
+        size_order: drawn (each batch has one of them at random) or listed (one after another, for equal parts of the
+            run, such as from small to large).
+        final_epochs: Epochs at the end of the run in which training images have `image_size` (FixRes).
         compile: Compile the backbone's blocks with torch.compile.
         checkpoint_activations: Compute the blocks' activations again in the backward pass: less memory, a third more
             time.
@@ -109,7 +122,9 @@ class MixerClassifier(EvaluatedModule):
         head: Pre-logits to logits, (B, classes).
         label_names: Names of the classes, where they are known.
         head_note: Which head it is, and why, for the user.
+        size_plan: Of the training images' sizes; None where all have that of the backbone.
         lr_note: Where the learning rate is from, for the user; None where it was given.
+        teacher: That it is distilled from; there while it is trained, and in no checkpoint.
         features: Of the frozen backbone, by split, where a run takes them in the place of images.
 
     Raises:
@@ -155,6 +170,13 @@ class MixerClassifier(EvaluatedModule):
         sam_rho: float = 0.0,
         sam_adaptive: bool = False,
         ema_decay: float = 0.0,
+        teacher: str | Path | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 1.0,
+        teacher_targets: TeacherTargets = "soft",
+        train_sizes: list[int | tuple[int, int]] | None = None,
+        size_order: SizeOrder = "drawn",
+        final_epochs: int = 0,
         compile: bool = False,
         checkpoint_activations: bool = False,
         seed: int = 0,
@@ -175,6 +197,7 @@ class MixerClassifier(EvaluatedModule):
                 seed=seed,
             )
         self.hparams["backbone"] = backbone.origin["source"]
+        self.hparams["teacher"] = None if teacher is None else str(teacher)
         self.hparams["optimizer"] = optimizer if isinstance(optimizer, str) else "custom"
         self.hparams["train"] = train = "head" if freeze_backbone else train
         self.lr_note: str | None = None
@@ -182,6 +205,7 @@ class MixerClassifier(EvaluatedModule):
             method = train if adapter == "none" else "adapter"
             rate = recommended_rate(backbone, optimizer if isinstance(optimizer, str) else "sgd", method)
             self.hparams["lr"], self.lr_note = rate.lr, rate.note
+        self.size_plan = take_sizes(backbone, train_sizes, size_order, final_epochs, seed)
         self._hparams_initial = copy.deepcopy(self.hparams)
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
 
@@ -198,6 +222,8 @@ class MixerClassifier(EvaluatedModule):
         self._log = TrainingLog()
         self._sharpness = Sharpness(sam_rho, sam_adaptive) if sam_rho else None
         self._ema_state: dict[str, Any] | None = None
+        self.teacher: Teacher | None = None
+        self._teacher_before: str | None = None
         self.features: dict[str, Features] = {}
 
     # Model
@@ -221,6 +247,7 @@ class MixerClassifier(EvaluatedModule):
         whole = self.backbone.with_head(self.head)
         whole.label_names, whole.task = self.label_names, self.task.name
         whole.preprocessing = getattr(self._datamodule, "preprocessing", None) or self.preprocessing
+        whole.geometry = geometry_after(whole.geometry, self.size_plan)
         return merged_copy(whole) if merged else whole
 
     @property
@@ -318,8 +345,10 @@ class MixerClassifier(EvaluatedModule):
         images, targets = batch[0], batch[1]
         if batch_idx == 0:
             self.task.check(targets)
+        if self.size_plan is not None and not isinstance(batch, Batch):  # whose images have their size
+            images = resized_for_step(self, images)
         logits = self(images, drop_path_of(self, batch, batch_idx))  # (b, classes)
-        total = self.criterion(logits, targets)
+        total = self.loss(images, logits, targets)
         if self._sharpness is None or not self._sharpness.again:
             self._log.step(self, total, self.task.right(logits, targets), len(images), batch_idx)
             if self._sharpness is not None:
@@ -329,6 +358,17 @@ class MixerClassifier(EvaluatedModule):
         # Lightning averages over devices and micro-batches; scaled so, that average is the global batch's mean.
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return total * (shares / batch.global_size)
+
+    def loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised, summed over the images, a scalar.
+
+        Args:
+            images: (b, c, S, T), normalised.
+            logits: Of these, (b, classes).
+            targets: As the task has them.
+        """
+        own = self.criterion(logits, targets)
+        return own if self.teacher is None else self.teacher.blended(own, images, logits)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -395,6 +435,10 @@ class MixerClassifier(EvaluatedModule):
         if self._sharpness is not None:
             self._sharpness.check(self.trainer)
         self.criterion = make_loss(self.task, options, self._datamodule)
+        if options.teacher is not None:
+            prepared = getattr(self._datamodule, "preprocessing", None) or self.preprocessing
+            self.teacher = make_teacher(self, prepared, options.teacher)
+            self.teacher.check_same(self._teacher_before)
         self.features = frozen_features(self, self._datamodule)
         if options.head == "probe" and not resumed:
             self.head_note = start_from_probe(self, self._datamodule)
@@ -446,6 +490,8 @@ class MixerClassifier(EvaluatedModule):
         checkpoint["training_log"] = self._log.state_dict()
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the loss and accuracy that were being gathered.
@@ -457,7 +503,7 @@ class MixerClassifier(EvaluatedModule):
             check_adapter(self.backbone, checkpoint["state_dict"], checkpoint.get("adapter_factor"))
         if "training_log" in checkpoint:  # not in a checkpoint of weights alone
             self._log.load_state_dict(checkpoint["training_log"], self.device)
-        self._ema_state = checkpoint.get("ema")
+        self._ema_state, self._teacher_before = checkpoint.get("ema"), checkpoint.get("teacher")
         if self._options.lr == "auto":
             self.hparams["lr"] = checkpoint["hyper_parameters"]["lr"]
 

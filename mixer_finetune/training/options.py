@@ -7,6 +7,7 @@ from typing import Any
 
 from mixer_finetune.backbones.adapters import NAMES
 from mixer_finetune.errors import UserError
+from mixer_finetune.training.distillation import check_teacher
 from mixer_finetune.training.head import check_head
 from mixer_finetune.training.layers import check_train
 from mixer_finetune.training.losses import check_loss
@@ -41,6 +42,7 @@ def check_options(options: Mapping[str, Any], optimizer: Any, lr_scheduler: Any 
             raise UserError(f"{name} must be 0 or more, got {value}", option=name)
     if isinstance(lr, str) and lr != "auto":
         raise UserError(f"expected a learning rate, got '{lr}'", option="lr", choices="a number or auto")
+    check_teacher(options)
     check_loss(options["loss"], options["class_weights"])
     check_head(options["head"])
     check_train(options["train"])
