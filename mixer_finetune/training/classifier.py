@@ -499,7 +499,8 @@ class MixerClassifier(EvaluatedModule):
         Raises:
             UserError: Its weights have another adapter.
         """
-        check_adapter(self.backbone, checkpoint.get("state_dict", {}), checkpoint.get("adapter_factor"))
+        if "state_dict" in checkpoint:  # not in one whose weights are split over files
+            check_adapter(self.backbone, checkpoint["state_dict"], checkpoint.get("adapter_factor"))
         if "training_log" in checkpoint:  # not in a checkpoint of weights alone
             self._log.load_state_dict(checkpoint["training_log"], self.device)
         self._ema_state, self._teacher_before = checkpoint.get("ema"), checkpoint.get("teacher")
