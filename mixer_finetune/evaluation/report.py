@@ -20,6 +20,7 @@ from mixer_finetune.evaluation.figures import learning_curves_svg
 from mixer_finetune.evaluation.kinds import KINDS
 from mixer_finetune.evaluation.report_weights import weights_section
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text
+from mixer_finetune.evaluation.sizes import sizes_section
 from mixer_finetune.evaluation.splits import open_data
 from mixer_finetune.files import write_text
 from mixer_finetune.runs import RunFolder
@@ -67,6 +68,7 @@ def write_report(
         use_fast_float32()
     sections = [
         _summary(results, backbone),
+        sizes_section(results),
         page.section("Learning curves", page.row(learning_curves_svg(read_rows(run.metrics_file)), "figure")),
     ]
     if results.metrics:

@@ -66,6 +66,8 @@ class Results:
         weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", ...
         lr: Highest learning rate, and where it is from; None where it is not known.
         judgement: What the run's numbers say about it, sentence by sentence.
+        sizes: Of a model that was trained for several sizes, at each: `image_size`, `macs`, `metrics`, and `own` where
+            it is the model's.
     """
 
     metrics: dict[str, float]
@@ -97,6 +99,7 @@ class Results:
     weights: str = "last"
     lr: str | None = None
     judgement: list[str] = field(default_factory=list)
+    sizes: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, run: RunFolder) -> Results:
