@@ -59,8 +59,11 @@ def model_config(backbone: Backbone, label_names: list[str] | None) -> dict[str,
     if geometry.in_chans != 3:
         arguments["in_chans"] = geometry.in_chans
     own: dict[str, Any] = {"backbone": backbone.origin}
-    if geometry.token_hidden and backbone.family.mlp_ratio_in_timm:
-        arguments["mlp_ratio"] = [geometry.token_hidden / variant.embed_dim, variant.mlp_ratio[1]]
+    if variant.timm_name:
+        own["architecture"] = backbone.architecture
+    if (geometry.token_hidden or variant.timm_name) and backbone.family.mlp_ratio_in_timm:
+        token_hidden = geometry.token_hidden or variant.token_hidden or 0
+        arguments["mlp_ratio"] = [token_hidden / variant.embed_dim, variant.mlp_ratio[1]]
     elif geometry.token_hidden:
         own["token_hidden"] = geometry.token_hidden
     if geometry.patch_size != variant.patch_size:
@@ -72,7 +75,7 @@ def model_config(backbone: Backbone, label_names: list[str] | None) -> dict[str,
     if backbone.activation != "gelu":
         own["activation"] = backbone.activation
     config: dict[str, Any] = {
-        "architecture": backbone.architecture,
+        "architecture": variant.timm_name or backbone.architecture,
         "num_classes": backbone.num_classes,
         "num_features": backbone.num_features,
         "global_pool": "avg",
@@ -170,9 +173,11 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
         raise UserError(
             f"its architecture is '{architecture}', which is not supported; expected one of {', '.join(VARIANTS)}"
         )
-    variant = get_variant(architecture)
     pretrained_cfg = _object(config.get("pretrained_cfg"), "pretrained_cfg") or config  # at the root in old files
     arguments, own = _object(config.get("model_args"), "model_args"), _object(config.get(OWN_KEY), OWN_KEY)
+    architecture = _own_name(architecture, own.get("architecture"))
+    variant = get_variant(architecture)
+    _check_ratio(arguments.get("mlp_ratio"), architecture)
 
     activation = _text(own.get("activation", "gelu"), "activation")
     if activation not in GELU_FORMS:
@@ -208,6 +213,24 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
         None if license is None else _text(license, "license"),
         _task(own.get("task"), config.get("problem_type")),
     )
+
+
+def _own_name(architecture: str, own: Any) -> str:
+    """The architecture's name here, where timm's is that of another with other arguments."""
+    if own is None:
+        return architecture
+    if VARIANTS.get(_text(own, "architecture")) is None or VARIANTS[own].timm_name != architecture:
+        raise UserError(f"its architecture is {architecture} and {_shown(own)}, which differ")
+    return str(own)
+
+
+def _check_ratio(ratio: Any, architecture: str) -> None:
+    """Refuse another width of the channel MLP than the architecture's, which the weights would not fit."""
+    expected = get_variant(architecture).mlp_ratio[1]
+    if isinstance(ratio, list | tuple) and _list_of(2, ratio, "mlp_ratio")[1] != expected:
+        raise UserError(
+            f"its channel MLPs are {_shown(ratio[1])} times as wide as C, those of {architecture} {expected:g}"
+        )
 
 
 def _task(own: Any, problem_type: Any) -> str:

@@ -18,6 +18,7 @@ from mixer_finetune.augment import Augmentation
 from mixer_finetune.backbones.preprocessing import FITS, Preprocessing
 from mixer_finetune.data.batches import Batch, EpochLoader, FeatureRows, batch_dataset, batch_loader
 from mixer_finetune.data.classes import match_classes
+from mixer_finetune.data.exclude import leave_out
 from mixer_finetune.data.preparing import augmented, evaluation_images
 from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler
 from mixer_finetune.data.sizes import SizePlan
@@ -58,6 +59,7 @@ class ImageDataModule(pl.LightningDataModule):
         images_per_class: Most images of a class that are trained on (few-shot); all when not given.
         folds: Cut train into so many stratified parts, one of which is the dev split.
         fold: Which of them, from 0.
+        exclude: CSV file of images to leave out, by split and file or row, as `audit` writes it.
         batch_size: Samples of a step over all devices, at most; an epoch is cut into batches of nearly equal size.
         micro_batch_size: Most samples that a device takes at once; the rest of its share is accumulated.
         sampling: shuffled, each training image once an epoch; or balanced, all classes equally often, with images of
@@ -86,6 +88,7 @@ class ImageDataModule(pl.LightningDataModule):
         splits: "train", "val" and "test" where they exist.
         evaluation_role: Which of them `test_dataloader` and `predict_dataloader` give.
         description: What was chosen, in one line.
+        excluded: Of each role how many images are left out by `exclude`, and a hash of which.
         license: As the data set's card states it.
         bad_images: What could not be decoded, each with its name and the reason.
 
@@ -114,6 +117,7 @@ class ImageDataModule(pl.LightningDataModule):
         images_per_class: int | None = None,
         folds: int | None = None,
         fold: int = 0,
+        exclude: str | None = None,
         batch_size: int = 128,
         micro_batch_size: int | None = None,
         sampling: Literal["shuffled", "balanced"] = "shuffled",
@@ -177,8 +181,9 @@ class ImageDataModule(pl.LightningDataModule):
         )
         self.source, self.revision, self.license = opened.name, opened.revision, opened.license
         self.label_names, self.description = opened.label_names, opened.description
-        self.splits, notes = subsets.take(opened.splits, seed)
-        self.description = "; ".join([self.description, *notes])
+        whole, self.excluded, left_out = leave_out(opened.splits, exclude) if exclude else (opened.splits, {}, [])
+        self.splits, notes = subsets.take(whole, seed)
+        self.description = "; ".join([self.description, *left_out, *notes])
         if sampling == "balanced" and self.task == "multi_label":
             problem = "balanced sampling needs one label an image, and these have several"
             raise UserError(problem, option="sampling", choices="shuffled")

@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from mixer_finetune import __version__
 from mixer_finetune.errors import UserError
 from mixer_finetune.runs import RunFolder
@@ -63,9 +61,14 @@ class Results:
         time: Seconds that parts of the run took, and training images a second.
         intervals: 95% intervals of the metrics.
         calibration_error: Expected calibration error; None where nothing was evaluated.
-        weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", ...
+        weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", "lines 0.3", ...
         lr: Highest learning rate, and where it is from; None where it is not known.
         judgement: What the run's numbers say about it, sentence by sentence.
+        name: Of the run; None in earlier files.
+        started: When it began, as ISO 8601 in local time; None in earlier files.
+        files: sha256 of what the run wrote, by path in its folder.
+        calibration: The temperature, what it was fitted on, and log-loss and calibration error `before` and `after` it
+            on the evaluated split; None where there was no dev split.
         sizes: Of a model that was trained for several sizes, at each: `image_size`, `macs`, `metrics`, and `own` where
             it is the model's.
     """
@@ -99,6 +102,10 @@ class Results:
     weights: str = "last"
     lr: str | None = None
     judgement: list[str] = field(default_factory=list)
+    name: str | None = None
+    started: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
     sizes: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -174,6 +181,8 @@ def versions() -> dict[str, str]:
 
 def device_name(trainer: pl.Trainer) -> str:
     """What computed: a GPU's name, or the processor's and how many threads each process had."""
+    import torch  # the list of runs, which reads results, does without
+
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from mixer_finetune.backbones.adapters import Adapter, check_adapter, merged_copy
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.folder import model_config
 from mixer_finetune.backbones.foreign import load_checkpoint
@@ -29,7 +30,7 @@ from mixer_finetune.training.drop_path import drop_path_of
 from mixer_finetune.training.evaluating import EvaluatedModule
 from mixer_finetune.training.features import Features, frozen_features
 from mixer_finetune.training.head import HeadName, choose_head
-from mixer_finetune.training.layers import Rates, choose_trained, drop_untrained_gradients
+from mixer_finetune.training.layers import Rates, adapt, choose_trained, drop_untrained_gradients
 from mixer_finetune.training.log import TrainingLog
 from mixer_finetune.training.losses import Loss, LossName, make_loss
 from mixer_finetune.training.optimization import build_optimizer
@@ -69,6 +70,10 @@ class MixerClassifier(EvaluatedModule):
         train: What is trained beside the head: all, head (nothing), last-K (the last K blocks and the final norm),
             norms-biases, token-mixing, channel-mixing, no-stem (all but the patch embedding).
         freeze_backbone: Train the head alone, as `train` head.
+        adapter: lora or dora: in place of the weights that `train` chooses (all, token-mixing, channel-mixing, last-K),
+            train low-rank updates of the linear maps among them; saved merged into plain weights, and on their own.
+        adapter_rank: Of the updates.
+        adapter_alpha: The updates are multiplied by this, divided by the rank.
         unfreeze_every: Gradual unfreezing: the head is trained first, and each that many steps one layer more, from the
             last block down to the stem; 0 trains all from the start.
         head: auto (the trained head if it is for the data's classes, else a new one), keep (the trained head, its
@@ -144,6 +149,9 @@ class MixerClassifier(EvaluatedModule):
         revision: str | None = None,
         train: str = "all",
         freeze_backbone: bool = False,
+        adapter: Literal["none", "lora", "dora"] = "none",
+        adapter_rank: int = 8,
+        adapter_alpha: float = 16.0,
         unfreeze_every: int = 0,
         head: HeadName = "auto",
         drop_path: float = 0.0,
@@ -194,7 +202,8 @@ class MixerClassifier(EvaluatedModule):
         self.hparams["train"] = train = "head" if freeze_backbone else train
         self.lr_note: str | None = None
         if lr is None:
-            rate = recommended_rate(backbone, optimizer if isinstance(optimizer, str) else "sgd", train)
+            method = train if adapter == "none" else "adapter"
+            rate = recommended_rate(backbone, optimizer if isinstance(optimizer, str) else "sgd", method)
             self.hparams["lr"], self.lr_note = rate.lr, rate.note
         self.size_plan = take_sizes(backbone, train_sizes, size_order, final_epochs, seed)
         self._hparams_initial = copy.deepcopy(self.hparams)
@@ -204,6 +213,8 @@ class MixerClassifier(EvaluatedModule):
         self._ask(task or backbone.task)
         self._put_head(num_classes, label_names)
         choose_trained(self.backbone, train)
+        if adapter != "none":
+            adapt(self.backbone, Adapter(adapter, adapter_rank, adapter_alpha), train, seed)
         self.backbone.checkpoint_activations = checkpoint_activations
         if compile:
             self.backbone.compile_blocks()
@@ -227,13 +238,17 @@ class MixerClassifier(EvaluatedModule):
         """How images must be prepared for the backbone."""
         return self.backbone.preprocessing
 
-    def assembled(self) -> Backbone:
-        """Backbone and head as one model, in timm's form, with the pre-processing that it is evaluated with."""
+    def assembled(self, merged: bool = True) -> Backbone:
+        """Backbone and head as one model, in timm's form, with the pre-processing that it is evaluated with.
+
+        Args:
+            merged: Whether adapters are merged into plain weights, in a copy.
+        """
         whole = self.backbone.with_head(self.head)
         whole.label_names, whole.task = self.label_names, self.task.name
         whole.preprocessing = getattr(self._datamodule, "preprocessing", None) or self.preprocessing
         whole.geometry = geometry_after(whole.geometry, self.size_plan)
-        return whole
+        return merged_copy(whole) if merged else whole
 
     @property
     def _datamodule(self) -> Any:
@@ -471,7 +486,9 @@ class MixerClassifier(EvaluatedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained: `load_backbone` reads it without anything else."""
-        checkpoint["model_config"] = model_config(self.assembled(), self.label_names)
+        checkpoint["model_config"] = model_config(self.assembled(merged=False), self.label_names)
+        if self._options.adapter != "none":
+            checkpoint["adapter_factor"] = self._options.adapter_alpha / self._options.adapter_rank
         checkpoint["training_log"] = self._log.state_dict()
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
@@ -479,7 +496,12 @@ class MixerClassifier(EvaluatedModule):
             checkpoint["teacher"] = self.teacher.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the loss and accuracy that were being gathered."""
+        """Go on with the loss and accuracy that were being gathered.
+
+        Raises:
+            UserError: Its weights have another adapter.
+        """
+        check_adapter(self.backbone, checkpoint.get("state_dict", {}), checkpoint.get("adapter_factor"))
         if "training_log" in checkpoint:  # not in a checkpoint of weights alone
             self._log.load_state_dict(checkpoint["training_log"], self.device)
         self._ema_state, self._teacher_before = checkpoint.get("ema"), checkpoint.get("teacher")

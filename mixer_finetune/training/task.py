@@ -33,6 +33,10 @@ class Task:
         metrics: Number of classes to what is measured on a split, by name.
         monitor: The metric that tells better weights from worse ones; more is better.
         rows: (targets, probabilities (B, C)) to what is kept of each image for its predictions, as parts (B, columns).
+        confidences: (targets, probabilities (B, C)) to the probability of each answer and whether
+            it is right, (n,) both.
+        as_targets: Targets as rows (B, columns) of floats to what they were.
+        target_columns: Number of classes to the columns of such rows.
         losses_allowed: Names of the losses that fit; None for all.
         loss_form: Which function of their files is the task's.
         balanced: (images of each class (C,), all images) to weights of the classes that balance them, as scikit-learn's
@@ -53,6 +57,9 @@ class Task:
     metrics: Callable[[int], dict[str, Metric]]
     monitor: str
     rows: Callable[[Tensor, Tensor], list[Tensor]]
+    confidences: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    as_targets: Callable[[Tensor], Tensor]
+    target_columns: Callable[[int], int]
     losses_allowed: tuple[str, ...] | None
     loss_form: str
     balanced: Callable[[Tensor, int], Tensor]
@@ -91,6 +98,11 @@ def _multiclass_metrics(classes: int) -> dict[str, Metric]:
 def _most_probable(labels: Tensor, probabilities: Tensor) -> list[Tensor]:
     top = probabilities.topk(min(TOP_K, probabilities.shape[-1]))
     return [labels[:, None], top.indices, top.values]
+
+
+def _first_answers(labels: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    first = probabilities.max(-1)
+    return first.values, first.indices == labels
 
 
 def _half_way(targets: Tensor, logits: Tensor, label_smoothing: float) -> Tensor:
@@ -157,6 +169,9 @@ SINGLE_LABEL = Task(
     metrics=_multiclass_metrics,
     monitor="accuracy",
     rows=_most_probable,
+    confidences=_first_answers,
+    as_targets=lambda rows: rows[:, 0].long(),
+    target_columns=lambda classes: 1,
     losses_allowed=None,
     loss_form="per_image",
     balanced=lambda counts, images: counts.sum() / (len(counts) * counts.double()),
@@ -176,6 +191,9 @@ MULTI_LABEL = Task(
     metrics=_multilabel_metrics,
     monitor="map",
     rows=lambda targets, probabilities: [targets, probabilities],
+    confidences=lambda targets, probabilities: (probabilities.flatten(), targets.flatten() > 0.5),
+    as_targets=lambda rows: rows,
+    target_columns=lambda classes: classes,
     losses_allowed=("cross_entropy", "binary", "focal"),
     loss_form="of_each_class",
     balanced=_balanced_of_each,
