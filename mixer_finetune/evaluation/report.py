@@ -21,6 +21,7 @@ from mixer_finetune.evaluation.report_verdict import previous_section, verdict_p
 from mixer_finetune.evaluation.report_weights import weights_section
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text
 from mixer_finetune.evaluation.run_list import run_title
+from mixer_finetune.evaluation.sizes import sizes_section
 from mixer_finetune.evaluation.splits import open_data
 from mixer_finetune.files import write_text
 from mixer_finetune.integrity import check_unchanged
@@ -75,6 +76,7 @@ def write_report(
     sections = [
         verdict_paragraph(results, predictions),
         _summary(results, backbone),
+        sizes_section(results),
         previous_section(run, results),
         page.section("Learning curves", page.row(learning_curves_svg(read_rows(run.metrics_file)), "figure")),
     ]

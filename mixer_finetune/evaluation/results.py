@@ -69,6 +69,8 @@ class Results:
         files: sha256 of what the run wrote, by path in its folder.
         calibration: The temperature, what it was fitted on, and log-loss and calibration error `before` and `after` it
             on the evaluated split; None where there was no dev split.
+        sizes: Of a model that was trained for several sizes, at each: `image_size`, `macs`, `metrics`, and `own` where
+            it is the model's.
     """
 
     metrics: dict[str, float]
@@ -104,6 +106,7 @@ class Results:
     started: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
+    sizes: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, run: RunFolder) -> Results:

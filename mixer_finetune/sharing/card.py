@@ -20,6 +20,7 @@ from mixer_finetune.evaluation.label_sets import LabelSets
 from mixer_finetune.evaluation.measures import ConfusionMatrix, class_figures, most_confused
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.results import METRIC_NAMES, METRIC_TYPES, Results, metric_name, metric_text, options_of
+from mixer_finetune.evaluation.sizes import size_header, size_rows
 from mixer_finetune.integrity import check_unchanged
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card_trust import trust_part
@@ -188,6 +189,9 @@ def _results(results: Results, classes: list[str]) -> str:
         lines.append(f"| {markdown(metric_name(name))} | {metric_text(name, value)} | {interval} |")
     if results.calibration_error is not None:
         lines.append(f"| expected calibration error | {results.calibration_error:.2%} | |")
+    if results.sizes:
+        lines += ["", "One set of weights answers at several sizes (`load_backbone(..., image_size=...)`):", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (size_header(results), "----", *size_rows(results))]
     return "\n".join([*lines, "", *classes])
 
 
