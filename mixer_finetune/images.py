@@ -66,6 +66,11 @@ class Photo:
     _turn: Image.Transpose | None
     _max_pixels: int
 
+    @property
+    def transparent(self) -> bool:
+        """Whether pixels have an alpha channel."""
+        return self._image.mode in ("RGBA", "LA", "PA") or "transparency" in self._image.info
+
     def image(self, mode: str = "RGB", shrink: float = 1.0) -> Image.Image:
         """The upright image.
 

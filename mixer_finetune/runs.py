@@ -3,7 +3,8 @@
     runs/<recipe>/<date-time>/
         config.yaml  metrics.csv  training.json  results.json  predictions.csv
         learning_curves.png  confusion_matrix.png  report.html
-        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,README.md}  tensorboard/
+        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,calibration.json,README.md}  tensorboard/
+        adapter/{adapter_config.json,adapter_model.safetensors,config.json}  (LoRA and DoRA)
         export/  push.json                                        (of the commands export and push)
 
 Nothing here imports torch, so that commands which only look at runs start at once.
@@ -21,13 +22,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mixer_finetune.errors import UserError
-from mixer_finetune.files import sweep, write_text
+from mixer_finetune.files import link_to_elsewhere, sweep, write_text
+from mixer_finetune.plain_yaml import read_plain
 
 log = logging.getLogger(__name__)
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built in
 RUNS = "runs"  # where runs are, as `fit --output_dir` has it by default
 LAST = "last"  # the newest of them, in the place of a path
 _STAMP = "%Y-%m-%d_%H-%M-%S"
@@ -103,6 +102,16 @@ class RunFolder(os.PathLike[str]):
         return self.path / "model"
 
     @property
+    def adapter(self) -> Path:
+        """The adapter folder, where an adapter was trained."""
+        return self.path / "adapter"
+
+    @property
+    def calibration_file(self) -> Path:
+        """What the dev split says of how far the model can be trusted; not there where there is none."""
+        return self.model / "calibration.json"
+
+    @property
     def predictions_file(self) -> Path:
         """Each evaluated image with its most probable labels."""
         return self.path / "predictions.csv"
@@ -176,11 +185,12 @@ class RunFolder(os.PathLike[str]):
         """A run folder that is there; temporary files of processes that were killed are removed from it.
 
         Raises:
-            UserError: The folder is not a run folder.
+            UserError: The folder is not a run folder, or holds a link that leads elsewhere.
         """
         run = cls(find_run(path))
         if not run.config_file.is_file():
             raise UserError(f"{path} is not a run folder: it has no config.yaml; expected runs/<recipe>/<date-time>")
+        run.check_links()
         sweep(run.path)
         return run
 
@@ -229,6 +239,18 @@ class RunFolder(os.PathLike[str]):
         found = _STAMPED.fullmatch(self.path.name)
         return self.started, int(found["attempt"] or 0) if found else 0, str(self.path)
 
+    def check_links(self) -> None:
+        """Make sure that what is read, sent and written in the folder lies in it.
+
+        Raises:
+            UserError: A link in it leads elsewhere.
+        """
+        if link := link_to_elsewhere(self.path):
+            raise UserError(
+                f"{link} is a link that leads out of the run folder, and is not followed; put in its place what "
+                "belongs there, or remove it"
+            )
+
     def discard_if_untrained(self) -> None:
         """Remove a run folder that never got a checkpoint, and the folders above it that are then empty."""
         if any(self.checkpoints.glob("*.ckpt")) or self.training_file.is_file():
@@ -249,11 +271,15 @@ class RunFolder(os.PathLike[str]):
             UserError: It can't be read.
         """
         try:
-            config = yaml.load(self.config_file.read_text(encoding="utf-8"), _LOADER)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.config_file} is not valid YAML: {' '.join(str(error).split())}") from error
+            config = read_plain(self.config_file.read_text(encoding="utf-8"), str(self.config_file))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.config_file} is not valid YAML: {error}") from error
         if not isinstance(config, dict):
             raise UserError(f"{self.config_file} is not a configuration: expected keys such as model and data")
+        for group in ("model", "data", "trainer"):
+            if not isinstance(config.get(group), dict | str | None):
+                kind = type(config[group]).__name__
+                raise UserError(f"{self.config_file} is not a configuration: {group} must hold options, found a {kind}")
         return config
 
     @staticmethod
@@ -267,7 +293,7 @@ class RunFolder(os.PathLike[str]):
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} can't be read: {error}") from error
         if not isinstance(content, dict):
             raise UserError(f"{path} can't be read: expected an object, found a {type(content).__name__}")

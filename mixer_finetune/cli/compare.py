@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixer_finetune.errors import UserError
+from mixer_finetune.texts import terminal_line
 
 if TYPE_CHECKING:
     from mixer_finetune.evaluation.comparison import Comparison
@@ -67,9 +68,10 @@ def _show(comparison: Comparison) -> None:
         rows.append([*cells, f"{error:.1%}"])
     _print_table(["", "run", "data", *map(metric_name, metrics), "calibration error"], rows, numbers=3)
     for note in comparison.notes:
-        print(note)
+        print(terminal_line(note))
     for pair in comparison.pairs:
-        print(verdict(pair, len(comparison.files), pair.first, pair.second, comparison.several, len(comparison.pairs)))
+        said = verdict(pair, len(comparison.files), pair.first, pair.second, comparison.several, len(comparison.pairs))
+        print(terminal_line(said))
     for group in comparison.seeds:
         letters = "".join(each.letter for run in group.runs for each in comparison.runs if each.run == run.run)
         print(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from mixer_finetune.errors import Interrupted, UserError
 from mixer_finetune.runs import RunFolder, find_run
+from mixer_finetune.texts import terminal_line
 
 _OUTPUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
 _MOST_PROBLEMS_SHOWN = 10
@@ -23,11 +24,15 @@ def predict(
     *inputs: str,
     source: str | None = None,
     split: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
     output: str | None = None,
     overwrite: bool = False,
     top_k: int = 5,
     features: bool = False,
     tta: bool = False,
+    coverage: float | None = None,
+    abstain: float | None = None,
+    ood: bool = False,
     explain: str | None = None,
     resume: bool = False,
     batch_size: int = 64,
@@ -48,12 +53,20 @@ def predict(
         *inputs: Image files, folders of them, and patterns such as "photos/**/*.jpg".
         source: A data set in place of files, as --data.source of fit; a run's own when only --split is given.
         split: Its split, by the name that it has there or by its role (train, val, test); test when not given.
+        image_size: Side, or [height,width], of the images in pixels: any that the model was trained for together
+            (train_sizes) without loss, others by resized weights; the model's own when not given.
         output: A .csv, .jsonl or .parquet file; when not given, a new .csv in RUN/predict, or in this folder where the
             model is no run's.
         overwrite: Let the output take the place of a file that is there.
         top_k: How many labels a row gives, at most one a class.
         features: Add the pre-logits (embeddings); for .jsonl and .parquet.
         tta: Average over the image and its mirror image.
+        coverage: Add a set of labels for each image, that holds the true one for at least that share of images like
+            those of the data (0.9); from the dev split's scores.
+        abstain: Add an answer, that is withheld from the least sure images: from about that share (0.1) of images like
+            those of the data.
+        ood: Add how unlike the data an image is (energy), and the share of images like the data that are no more
+            familiar (p_familiar).
         explain: Folder for a picture of each image beside where the evidence for its first label lies.
         resume: Go on with what an interrupted predict left.
         batch_size: Images at once.
@@ -81,6 +94,9 @@ def predict(
         raise UserError(
             "a .csv file can't hold features", advice="give {output} a name that ends in .jsonl or .parquet"
         )
+    for option, asked in (("coverage", coverage is not None), ("abstain", abstain is not None), ("ood", ood)):
+        if asked and tta:
+            raise UserError(f"{option} goes by the dev split as it is, not mirrored", advice="leave out {tta}")
     target = _checked_output(output, replaces=overwrite or resume) if output is not None else None
     pictures = Path(explain).expanduser() if explain else None
     if pictures is not None and pictures.is_file():
@@ -97,17 +113,29 @@ def predict(
     else:
         images = _own_split(model, str(split))
     # A few photos are asked about to read the answer, not to have a file.
-    told = target is None and not resume and len(images) <= _MOST_TOLD and _are_files(inputs)
+    more = coverage is not None or abstain is not None or ood  # columns that a line has no room for
+    told = target is None and not resume and not more and len(images) <= _MOST_TOLD and _are_files(inputs)
     scratch: Any = tempfile.TemporaryDirectory() if told else nullcontext()
     if target is None and not told:
         told_of = Path(inputs[0]).name if inputs else f"{Path(source).stem}-{images.name}" if source else images.name
         target = _new_output(model, told_of)
     compiled_for = batch_size if compile else None
     predictor = Predictor.load(
-        model, top_k=top_k, tta=tta, precision=precision, device=device, compiled_for=compiled_for
+        model,
+        image_size=image_size,
+        top_k=top_k,
+        tta=tta,
+        precision=precision,
+        device=device,
+        compiled_for=compiled_for,
+        coverage=coverage,
+        abstain=abstain,
+        ood=ood,
     )
     summary = Summary()
-    see: Callable[[dict[str, Any]], None] = (lambda row: print(answer_line(row))) if told else summary.add
+    see: Callable[[dict[str, Any]], None] = (
+        (lambda row: print(terminal_line(answer_line(row)))) if told else summary.add
+    )
     with scratch as folder:
         target = target or Path(str(folder)) / "answers.csv"
         part = part_file(target)
@@ -138,11 +166,13 @@ def predict(
     if told:
         return 2 if len(bad) == len(images) else 0
     broken = f", {len(bad)} of them images that can't be decoded" if bad else ""
-    print(f"wrote {len(images):,} rows to {target}{broken}")
+    print(terminal_line(f"wrote {len(images):,} rows to {target}{broken}"))
+    for line in predictor.trust.summary() if predictor.trust else ():
+        print(terminal_line(line))
     for problem in bad[:_MOST_PROBLEMS_SHOWN]:
-        print(f"  {problem}")
+        print(f"  {terminal_line(problem)}")
     for line in summary.lines():
-        print(line)
+        print(terminal_line(line))
     return 2 if len(bad) == len(images) else 0
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 from mixer_finetune.cli.command import Command
+from mixer_finetune.cli.mixed import apart, check_rest
 from mixer_finetune.errors import UserError
 
 USAGE = "probe [--backbone NAME] ... [--image_size S] ... [--recipe NAME] ... [--data.source DATA] [options]"
@@ -64,9 +63,11 @@ def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         _print_help()
         return 0
-    own, rest = _apart(arguments)
+    own, rest = apart(arguments, _COMMAND.options, _REPEATED)
     given = _COMMAND.parsed(own)
-    _check_rest(rest)
+    if rest and not rest[0].startswith("-"):
+        raise UserError(f"expected: {USAGE}, got {rest[0]}")
+    check_rest("probe", rest, _COMMAND.options)
 
     from mixer_finetune.engine.parser import configure
     from mixer_finetune.engine.probe import ProbeOptions, probe
@@ -103,57 +104,6 @@ def spell(option: str) -> str:
     return spell(option)
 
 
-def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command's own options, as its parser takes them, and the rest of the line."""
-    values: dict[str, list[str]] = {}
-    rest, items = [], list(arguments)
-    while items:
-        item = items.pop(0)
-        name, equals, text = item.partition("=")
-        if name.removeprefix("--") not in _COMMAND.options or not name.startswith("--"):
-            rest.append(item)
-            continue
-        value = text if equals else items.pop(0) if items else ""
-        if not value or (value.startswith("--") and not equals):
-            raise UserError(f"{name} needs a value")
-        values.setdefault(name.removeprefix("--"), []).append(value)
-    own = []
-    for size in values.get("image_size", ()):
-        if not re.fullmatch(r"\d+|\[ *\d+ *, *\d+ *\]", size):
-            raise UserError(f"a size is a number of pixels or [height,width], got {size}", option="image_size")
-    for name, given in values.items():
-        if name not in _REPEATED:
-            own.append(f"--{name}={given[-1]}")
-            continue
-        parts = given if name == "image_size" else [part.removeprefix("[").removesuffix("]") for part in given]
-        own.append(f"--{name}=[{','.join(parts)}]")
-    return own, rest
-
-
-def _check_rest(rest: list[str]) -> None:
-    """Refuse what would have no effect."""
-    from mixer_finetune.augment import Augmentation
-    from mixer_finetune.cli.lightning import OF_TRAINING
-    from mixer_finetune.engine.arguments import GROUPS
-    from mixer_finetune.engine.parser import RunOptions
-
-    unused = {f"data.{each.name}" for each in fields(Augmentation)}
-    unused |= {f"data.{name}" for name in OF_TRAINING}
-    unused |= {each.name for each in fields(RunOptions)} - {"seed_everything"}
-    if rest and not rest[0].startswith("-"):
-        raise UserError(f"expected: {USAGE}, got {rest[0]}")
-    for item in rest:
-        option = item.partition("=")[0].removeprefix("--").rstrip("+")
-        group = option.partition(".")[0]
-        if not item.startswith("--") or (group not in GROUPS and option not in unused):
-            continue
-        own = option.removeprefix("model.")
-        if group == "model" and own in _COMMAND.options:
-            raise UserError(f"probe takes --{own} in place of --{option}")
-        if option in unused or group != "data":
-            raise UserError(f"probe trains no network, so --{option} has no effect; leave it out")
-
-
 def _print_help() -> None:
     from mixer_finetune.cli.lightning import print_data_options
 
@@ -181,6 +131,7 @@ def _print_table(rows: list[dict[str, Any]], best: dict[str, Any], shots: Sequen
     from statistics import mean, stdev
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -197,7 +148,7 @@ def _print_table(rows: list[dict[str, Any]], best: dict[str, Any], shots: Sequen
             values = [100 * value for value in row["few_shot"].get(count, ())]
             spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{mean(values):.1f}%{spread}" if values else "")
-        table.add_row(*cells, f"{sum(row['seconds'].values()):.1f}")
+        table.add_row(*map(escape, cells), f"{sum(row['seconds'].values()):.1f}")
     console = Console(highlight=False)
     if not console.is_terminal:  # a file has no right margin
         console.width = _WIDE

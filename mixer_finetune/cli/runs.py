@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from mixer_finetune.texts import terminal_line
+
 _WIDE = 250
 
 
@@ -53,7 +55,7 @@ def runs(
         return 0
     _print_table(found)
     for group in groups:
-        print(_seeds_line(group))
+        print(terminal_line(_seeds_line(group)))
     return 0
 
 

@@ -13,12 +13,21 @@ from mixer_finetune.data.folders import FileRecords
 from mixer_finetune.data.sources import Split
 
 
-def fingerprint(label_names: list[str], splits: dict[str, Split]) -> dict[str, Any]:
-    """Class names, and of each split its number of images and a hash of its labels and file names, in their order."""
-    return {
+def fingerprint(
+    label_names: list[str], splits: dict[str, Split], excluded: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Class names, and of each split its number of images and a hash of its labels and file names, in their order.
+
+    Args:
+        label_names: Of the data.
+        splits: By role.
+        excluded: By role what was left out, as `leave_out` says it; part of the fingerprint where there is any.
+    """
+    found: dict[str, Any] = {
         "label_names": list(label_names),
         "splits": {role: {"images": len(split), "hash": _hash(split)} for role, split in splits.items()},
     }
+    return {**found, "excluded": excluded} if excluded else found
 
 
 def _hash(split: Split) -> str:
@@ -73,4 +82,11 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
             changes.append(f"{role} had {old['images']:,} images and now has {fresh['images']:,}")
         elif old["hash"] != fresh["hash"] and not (gone or new):
             changes.append(f"{role} has other files or labels")
+    left_out, now_left_out = before.get("excluded") or {}, now.get("excluded") or {}
+    for role in sorted({*left_out, *now_left_out}):
+        old, fresh = left_out.get(role, {"images": 0}), now_left_out.get(role, {"images": 0})
+        if old["images"] != fresh["images"]:
+            changes.append(f"{old['images']:,} images of {role} were left out and now {fresh['images']:,} are")
+        elif old != fresh:
+            changes.append(f"other images of {role} are left out")
     return "; ".join(changes)

@@ -18,8 +18,10 @@ from mixer_finetune.augment import Augmentation
 from mixer_finetune.backbones.preprocessing import FITS, Preprocessing
 from mixer_finetune.data.batches import Batch, EpochLoader, FeatureRows, batch_dataset, batch_loader
 from mixer_finetune.data.classes import match_classes
+from mixer_finetune.data.exclude import leave_out
 from mixer_finetune.data.preparing import augmented, evaluation_images
 from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler
+from mixer_finetune.data.sizes import SizePlan
 from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.data.streaming import streamed_order
 from mixer_finetune.data.subsets import Subsets
@@ -57,6 +59,7 @@ class ImageDataModule(pl.LightningDataModule):
         images_per_class: Most images of a class that are trained on (few-shot); all when not given.
         folds: Cut train into so many stratified parts, one of which is the dev split.
         fold: Which of them, from 0.
+        exclude: CSV file of images to leave out, by split and file or row, as `audit` writes it.
         batch_size: Samples of a step over all devices, at most; an epoch is cut into batches of nearly equal size.
         micro_batch_size: Most samples that a device takes at once; the rest of its share is accumulated.
         sampling: shuffled, each training image once an epoch; or balanced, all classes equally often, with images of
@@ -85,6 +88,7 @@ class ImageDataModule(pl.LightningDataModule):
         splits: "train", "val" and "test" where they exist.
         evaluation_role: Which of them `test_dataloader` and `predict_dataloader` give.
         description: What was chosen, in one line.
+        excluded: Of each role how many images are left out by `exclude`, and a hash of which.
         license: As the data set's card states it.
         bad_images: What could not be decoded, each with its name and the reason.
 
@@ -113,6 +117,7 @@ class ImageDataModule(pl.LightningDataModule):
         images_per_class: int | None = None,
         folds: int | None = None,
         fold: int = 0,
+        exclude: str | None = None,
         batch_size: int = 128,
         micro_batch_size: int | None = None,
         sampling: Literal["shuffled", "balanced"] = "shuffled",
@@ -176,8 +181,9 @@ class ImageDataModule(pl.LightningDataModule):
         )
         self.source, self.revision, self.license = opened.name, opened.revision, opened.license
         self.label_names, self.description = opened.label_names, opened.description
-        self.splits, notes = subsets.take(opened.splits, seed)
-        self.description = "; ".join([self.description, *notes])
+        whole, self.excluded, left_out = leave_out(opened.splits, exclude) if exclude else (opened.splits, {}, [])
+        self.splits, notes = subsets.take(whole, seed)
+        self.description = "; ".join([self.description, *left_out, *notes])
         if sampling == "balanced" and self.task == "multi_label":
             problem = "balanced sampling needs one label an image, and these have several"
             raise UserError(problem, option="sampling", choices="shuffled")
@@ -285,7 +291,28 @@ class ImageDataModule(pl.LightningDataModule):
             self.repeats,
             partners=self.augmentation.mixes,
             order=order,
+            size_of=self._size_of,
         )
+
+    @property
+    def size_plan(self) -> SizePlan | None:
+        """Of the training images' sizes, as the module that is trained has it; None where all have one size."""
+        plan = getattr(getattr(self.trainer, "lightning_module", None), "size_plan", None)
+        return plan if isinstance(plan, SizePlan) else None
+
+    def _size_of(self, epoch: int, step: int) -> tuple[int, int] | None:
+        if (plan := self.size_plan) is None:
+            return None
+        return plan.at(epoch * self.epoch_steps + step, self.total_steps, self.epoch_steps)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of an epoch, as the trainer limits it."""
+        plan, trainer = self.train_batches, self.trainer
+        assert trainer is not None
+        limit = trainer.limit_train_batches
+        micro = min(int(len(plan) * limit) if isinstance(limit, float) else limit or 0, len(plan))
+        return -(-micro // plan.accumulate)
 
     @property
     def total_steps(self) -> int:
@@ -296,14 +323,10 @@ class ImageDataModule(pl.LightningDataModule):
         Raises:
             UserError: The run has no end, or no step.
         """
-        plan, trainer = self.train_batches, self.trainer
+        trainer = self.trainer
         assert trainer is not None
-        limit = trainer.limit_train_batches
-        micro = min(int(len(plan) * limit) if isinstance(limit, float) else limit or 0, len(plan))
         epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-        bounds = [
-            n for n in (-(-micro // plan.accumulate) * epochs if epochs >= 0 else -1, trainer.max_steps) if n >= 0
-        ]
+        bounds = [n for n in (self.epoch_steps * epochs if epochs >= 0 else -1, trainer.max_steps) if n >= 0]
         if not bounds:
             raise UserError("the run has no end", advice="set {trainer.max_epochs} or {trainer.max_steps}")
         if min(bounds) == 0:
@@ -373,12 +396,13 @@ class ImageDataModule(pl.LightningDataModule):
     ) -> EpochLoader:
         features = self._features(role)
         # Another model may want other images; those of train may be asked for as in evaluation, too.
-        key = role, self.preprocessing, features is not None, augmentation is not None
+        plan = None if augmentation is None else self.size_plan
+        key = role, self.preprocessing, features is not None, augmentation is not None, plan
         if key not in self._datasets and features is not None:
             self._datasets[key] = FeatureRows(features.layer(), self.splits[role].labels, features.bad)
         elif key not in self._datasets:
             self._datasets[key] = batch_dataset(
-                self.require(role), self.preprocessing, augmentation, self.seed, self.max_image_pixels
+                self.require(role), self.preprocessing, augmentation, self.seed, self.max_image_pixels, plan
             )
         return batch_loader(
             self._datasets[key],

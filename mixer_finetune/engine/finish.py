@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.engine.parts import Parts
@@ -19,11 +20,14 @@ from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.report import write_report
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text, versions
 from mixer_finetune.files import write_text
+from mixer_finetune.integrity import hashes_of
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card import model_card
 from mixer_finetune.sharing.push import push
+from mixer_finetune.training.calibration import Calibration
 from mixer_finetune.training.judgement import judge_training
 from mixer_finetune.training.metrics_file import read_rows
+from mixer_finetune.training.reliability import Reliability
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +51,9 @@ def finish(parts: Parts, run: RunFolder) -> None:
     """
     trainer, data = parts.trainer, parts.data
     if not run.results_file.is_file():
-        table, seconds = _evaluate(parts)
+        table, seconds, trust = _evaluate(parts, run)
         if trainer.is_global_zero:
-            _write_results(parts, run, table, seconds)
+            _write_results(parts, run, table, seconds, trust)
     if not trainer.is_global_zero:
         return
     results = Results.read(run)
@@ -65,27 +69,52 @@ def finish(parts: Parts, run: RunFolder) -> None:
         log.info(push(run, str(parts.options.push)))
 
 
-def _evaluate(parts: Parts) -> tuple[Any, float]:
-    """The table of answers on the split that results are of, None where there is no such split, and the seconds."""
+def _evaluate(parts: Parts, run: RunFolder) -> tuple[Any, float, dict[str, Any] | None]:
+    """On the split that results are of: the table of answers, the seconds, how far its probabilities can be trusted.
+
+    Table and trust are None where there is no such split.
+    """
     trainer, model, data = parts.trainer, parts.model, parts.data
     role = getattr(data, "evaluation_role", "test")
     if role is None:
-        return None, 0.0
+        return None, 0.0, None
     splits = getattr(data, "splits", {})
     if role in splits:
         log.info(f"evaluating on {len(splits[role]):,} images of split {splits[role].name}")
     started = time.perf_counter()
+    # The first process wrote it; others may see another disk.
+    calibration = trainer.strategy.broadcast(Calibration.read(run.calibration_file))
+    reliability = None if calibration is None else Reliability(model.task, calibration)
+    model.reliability = reliability
     try:
         trainer.test(model, data, verbose=False)
     except NoImagesError as error:  # what was trained is not lost for that
         log.info(f"not evaluated: {error.problem}")
-        return None, time.perf_counter() - started
+        return None, time.perf_counter() - started, None
     if hasattr(data, "gather_bad_images"):
         data.gather_bad_images()
-    return model.test_table, time.perf_counter() - started
+    trust, model.reliability = None, None
+    if calibration is not None and reliability is not None:
+        trust = reliability.compute(lambda sums: _summed(trainer, sums)) | {
+            "temperature": calibration.temperature,
+            "why_not": calibration.why_not,
+            "fitted_on": calibration.split,
+            "fitted_on_images": calibration.images,
+            "same_images": role == "val",
+            "chosen_on_dev": calibration.chosen_on_dev,
+            "dev": calibration.dev,
+        }
+    return model.test_table, time.perf_counter() - started, trust
 
 
-def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> None:
+def _summed(trainer: Any, sums: Tensor) -> Tensor:
+    """The sum over all devices."""
+    device = trainer.strategy.root_device
+    summed: Tensor = trainer.strategy.reduce(sums.to(device) if device.type == "cuda" else sums, reduce_op="sum")
+    return summed
+
+
+def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float, trust: dict[str, Any] | None) -> None:
     """predictions.csv, the pictures and results.json."""
     trainer, model, data = parts.trainer, parts.model, parts.data
     training = run.read_json(run.training_file) or {}
@@ -136,11 +165,13 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> 
         lr=training.get("lr"),
         name=str(parts.options.name),
         started=run.started.isoformat(),
+        calibration=trust,
     )
     if predictions is not None:
         results = results.with_intervals(*kind.measured(predictions))
     write_pictures(run, predictions if isinstance(predictions, Predictions) else None, results)
-    results = replace(results, judgement=_judgement(run, results, predictions, model.hparams.get("lr")))
+    said = _judgement(run, results, predictions, model.hparams.get("lr"))
+    results = replace(results, judgement=said, files=hashes_of(run))
     results.write(run)
 
 

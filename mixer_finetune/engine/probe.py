@@ -156,7 +156,7 @@ def probe(cli: MixerCLI, options: ProbeOptions, output: Path | None = None) -> d
         test = _tested(best, method, data, options) if "test" in data.splits else None
     found = {
         "data": {"source": str(data.source), "description": data.description, "revision": data.revision,
-                 **fingerprint(data.label_names, data.splits)},
+                 **fingerprint(data.label_names, data.splits, data.excluded)},
         "rows": [asdict(row) for row in rows],
         "best": {"row": rows.index(best), "method": method, "dev_accuracy": best.dev[method],
                  "as_good": _as_good(rows, best.dev[method], len(data.splits["val"]))},

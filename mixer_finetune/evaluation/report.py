@@ -16,12 +16,14 @@ from mixer_finetune.evaluation import page
 from mixer_finetune.evaluation.explain import check_method
 from mixer_finetune.evaluation.figures import learning_curves_svg
 from mixer_finetune.evaluation.kinds import KINDS
+from mixer_finetune.evaluation.report_trust import trust_section
 from mixer_finetune.evaluation.report_verdict import previous_section, verdict_paragraph
 from mixer_finetune.evaluation.report_weights import weights_section
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text
 from mixer_finetune.evaluation.run_list import run_title
 from mixer_finetune.evaluation.splits import open_data
 from mixer_finetune.files import write_text
+from mixer_finetune.integrity import check_unchanged
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.training.metrics_file import read_rows
 from mixer_finetune.training.precision import use_fast_float32
@@ -63,6 +65,7 @@ def write_report(
     check_method(method)
     target = _target(output or run.report)
     config, results = run.read_config(), Results.read(run)
+    check_unchanged(run.config_file, run.metrics_file, run.predictions_file)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     backbone = (backbone or load_backbone(run.model)).to(device).eval()
     if device.type == "cpu":
@@ -77,6 +80,7 @@ def write_report(
     ]
     if predictions is not None:
         sections += kind.class_sections(predictions)
+        sections.append(trust_section(results, predictions))
         if predictions.right.all():
             sections.append(page.section("Mistakes", "<p>None: every image was classified rightly.</p>"))
         else:

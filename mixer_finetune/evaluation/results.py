@@ -61,11 +61,14 @@ class Results:
         time: Seconds that parts of the run took, and training images a second.
         intervals: 95% intervals of the metrics.
         calibration_error: Expected calibration error; None where nothing was evaluated.
-        weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", ...
+        weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", "lines 0.3", ...
         lr: Highest learning rate, and where it is from; None where it is not known.
         judgement: What the run's numbers say about it, sentence by sentence.
         name: Of the run; None in earlier files.
         started: When it began, as ISO 8601 in local time; None in earlier files.
+        files: sha256 of what the run wrote, by path in its folder.
+        calibration: The temperature, what it was fitted on, and log-loss and calibration error `before` and `after` it
+            on the evaluated split; None where there was no dev split.
     """
 
     metrics: dict[str, float]
@@ -99,6 +102,8 @@ class Results:
     judgement: list[str] = field(default_factory=list)
     name: str | None = None
     started: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, run: RunFolder) -> Results:

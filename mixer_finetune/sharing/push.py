@@ -60,6 +60,7 @@ def contents(run: RunFolder, repo_id: str) -> dict[str, bytes | Path]:
         if option in options:
             options[option] = origin.get("source")
     results["bad_images"] = len(results["bad_images"])
+    del results["files"]  # the hashes of files that lie here, some of which are sent otherwise or not at all
     config |= {"output_dir": "runs", "push": None, "trainer": {**(config.get("trainer") or {}), **_PRIVATE}}
     # A relative path looks like a Hub id or a metric's name: it is one if it leads somewhere from here or above the
     # run.
@@ -75,6 +76,8 @@ def contents(run: RunFolder, repo_id: str) -> dict[str, bytes | Path]:
         "model.safetensors": run.model / "model.safetensors",
         "results.json": (json.dumps(public(results), indent=2, ensure_ascii=False) + "\n").encode(),
     }
+    if (trust := run.read_json(run.calibration_file)) is not None:
+        files[run.calibration_file.name] = (json.dumps(public(trust), ensure_ascii=False) + "\n").encode()
     pictures = (run.curves_picture, run.confusion_picture)
     return files | {picture.name: picture for picture in pictures if picture.is_file()}
 
@@ -172,13 +175,18 @@ def push(
                 f"{repo_id} ({revision}) has moved on to {error.head[:12]} during the push, which changed nothing",
                 advice="look at that commit, and push again with {force}",
             ) from error
+    if not create_pr:  # whatever the check says: the commit is made, and a second push knows it for its own
+        run.write_json(run.push_file, {"repo_id": repo_id, "revision": revision, "commit": commit.id})
     if not commit.is_complete:
+        if commit.unchecked:
+            raise UserError(
+                f"the commit {commit.id[:12]} is made in {repo_id}, but could not be checked ({commit.unchecked}): "
+                "push again to have it compared"
+            )
         raise UserError(
             f"{repo_id} does not hold what was sent, at {commit.id[:12]}",
-            advice="look at it, and push again with {force}",
+            advice="look at it, and push again",
         )
-    if not create_pr:
-        run.write_json(run.push_file, {"repo_id": repo_id, "revision": revision, "commit": commit.id})
     place = commit.pull_request or access.url
     return f"pushed {len(files)} files as one commit, {commit.id[:12]}, and compared their sha256: {place}"
 

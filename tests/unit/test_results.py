@@ -27,7 +27,8 @@ from mixer_finetune.evaluation.report_weights import starting_weights, token_wei
 from mixer_finetune.evaluation.results import Results, device_name, options_of, versions
 from mixer_finetune.evaluation.splits import open_data
 from mixer_finetune.runs import RunFolder
-from mixer_finetune.sharing.card import markdown, markdown_code, model_card, partial_note
+from mixer_finetune.sharing.card import model_card, partial_note
+from mixer_finetune.texts import markdown, markdown_code
 
 NASTY = [
     "a|b `code`",
