@@ -246,8 +246,9 @@ def _images() -> Iterator[bytes]:
     pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 4), dtype=np.uint8)
     for mode, format, options in (
         ("RGB", "JPEG", {"exif": _exif()}), ("L", "JPEG", {"progressive": True}), ("RGB", "PNG", {}),
-        ("RGBA", "PNG", {}), ("P", "PNG", {}), ("P", "GIF", {}), ("RGB", "BMP", {}), ("RGB", "WEBP", {}), ("RGB", "TIFF", {}),
-        ("I;16", "PNG", {}), ("RGB", "TIFF", {"compression": "tiff_lzw"}), ("CMYK", "JPEG", {}), ("RGB", "PPM", {}),
+        ("RGBA", "PNG", {}), ("P", "PNG", {}), ("P", "GIF", {}), ("RGB", "BMP", {}), ("RGB", "WEBP", {}),
+        ("RGB", "TIFF", {}), ("I;16", "PNG", {}), ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+        ("CMYK", "JPEG", {}), ("RGB", "PPM", {}),
     ):  # fmt: skip
         image = Image.fromarray(pixels)
         image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
