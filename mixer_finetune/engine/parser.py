@@ -390,6 +390,8 @@ def config_errors(parser: ArgumentParser, config: Mapping[str, Any], imports: bo
                 parser.parse_object(nested, defaults=False)
             except ArgumentError as error:
                 errors.append(parsing_error(str(error), known))
+            except (OverflowError, RecursionError) as error:
+                errors.append(UserError(f"{key} can't be used: {error}"))
     return errors
 
 

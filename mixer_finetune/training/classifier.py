@@ -434,6 +434,8 @@ class MixerClassifier(EvaluatedModule):
         options, resumed = self._options, self.trainer.ckpt_path is not None
         if self._sharpness is not None:
             self._sharpness.check(self.trainer)
+        if self.size_plan is None:
+            self.backbone.serve(())  # trained at one size, weights for several are for that one
         self.criterion = make_loss(self.task, options, self._datamodule)
         if options.teacher is not None:
             prepared = getattr(self._datamodule, "preprocessing", None) or self.preprocessing
@@ -499,7 +501,8 @@ class MixerClassifier(EvaluatedModule):
         Raises:
             UserError: Its weights have another adapter.
         """
-        check_adapter(self.backbone, checkpoint.get("state_dict", {}), checkpoint.get("adapter_factor"))
+        if "state_dict" in checkpoint:  # not in one whose weights are split over files
+            check_adapter(self.backbone, checkpoint["state_dict"], checkpoint.get("adapter_factor"))
         if "training_log" in checkpoint:  # not in a checkpoint of weights alone
             self._log.load_state_dict(checkpoint["training_log"], self.device)
         self._ema_state, self._teacher_before = checkpoint.get("ema"), checkpoint.get("teacher")

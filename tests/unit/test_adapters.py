@@ -185,7 +185,7 @@ def test_an_adapter_folder_loads_onto_its_base(adapted, kind, options):
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_peft_loads_an_adapter_folder_onto_timms_model(adapted, folder, kind):  # noqa: F811
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="peft, of the extra `test`, is not installed")
     model, path = adapted(kind)
     theirs = peft.PeftModel.from_pretrained(Plain(folder).mixer, path).eval()
     assert len([name for name, _ in theirs.named_parameters() if "lora_A" in name]) == 32
