@@ -30,6 +30,7 @@ from mixer_finetune.backbones.geometry import Geometry, Grid
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.backbones.tokens import TokenLinear, TokenMixing
 from mixer_finetune.errors import UserError
+from mixer_finetune.task_names import TASK_NAMES
 
 # Images that `predict` computes at once.
 _PREDICT_BATCH = 32
@@ -65,10 +66,6 @@ def count_classes(head: nn.Module) -> int:
             f"a head needs a linear layer, which gives the number of classes; {type(head).__name__} has none"
         )
     return widths[-1]
-
-
-# What is asked of an image: one label, or several.
-TASK_NAMES = ("single_label", "multi_label")
 
 
 class Backbone(nn.Module):

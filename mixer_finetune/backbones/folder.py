@@ -9,13 +9,14 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from mixer_finetune.backbones.backbone import TASK_NAMES, Backbone
+from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import VARIANTS, get_variant
 from mixer_finetune.backbones.geometry import Geometry
 from mixer_finetune.backbones.mixer import GELU_FORMS
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.errors import UserError
 from mixer_finetune.files import write_atomically
+from mixer_finetune.task_names import TASK_NAMES
 
 OWN_KEY = "mixer_finetune"  # of config.json: what timm has no terms for
 

@@ -179,10 +179,13 @@ def implied_config(weights: dict[str, Tensor], path: Path, activation: str = "ge
     channels, in_chans, patch, _ = stem.shape
     blocks = 1 + max((int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
 
-    def distance(item: tuple[str, Variant]) -> tuple[bool, bool]:
+    wide = weights.get("blocks.0.mlp_channels.fc1.weight")
+
+    def distance(item: tuple[str, Variant]) -> tuple[bool, bool, bool]:
         _, variant = item
         rows = variant.image_size // variant.patch_size
-        return variant.patch_size != patch, rows * rows != tokens
+        other_width = wide is not None and len(wide) != variant.channel_hidden
+        return other_width, variant.patch_size != patch, rows * rows != tokens
 
     same = [(n, v) for n, v in family.variants.items() if (v.num_blocks, v.embed_dim) == (blocks, channels)]
     side = math.isqrt(tokens)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from mixer_finetune import __version__
-from mixer_finetune.backbones.backbone import TASK_NAMES
 from mixer_finetune.errors import UserError
 from mixer_finetune.runs import RunFolder
+from mixer_finetune.task_names import TASK_NAMES
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -35,7 +35,8 @@ def sweep_figure(options: Sequence[str], outcome: Any) -> Figure:
         if len(trial.dev) > 1:
             axes.plot(trial.dev, [row] * len(trial.dev), ".", color=color, alpha=0.5)
         axes.plot([trial.mean], [row], "o", color=color)
-    axes.set_yticks(range(len(shown)), list(figure_texts(labels)))
+    texts = figure_texts(labels)
+    axes.set_yticks(range(len(shown)), texts.texts, fontfamily=texts.fonts)
     axes.invert_yaxis()
     axes.set_xlabel(f"{metric_name(outcome.metric)} on the dev split")
     axes.grid(axis="x", alpha=0.3)

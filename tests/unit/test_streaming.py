@@ -73,7 +73,7 @@ def test_a_stream_gives_the_images_and_labels_of_the_file(tmp_path):
         assert (a.labels == b.labels).all() and (a.rows == b.rows).all()
         at = np.random.default_rng(0).permutation(len(a))
         assert a.image_records(at) == b.image_records(at)
-    samples = np.concatenate([micro.indices for micro in stream.batch_plan(len(stream.splits["train"]), 0, 1, 1)])
+    samples = np.concatenate([micro.indices for micro in stream.batch_plan(0, 1, 1)])
     assert sorted(samples.tolist()) == list(range(len(stream.splits["train"])))
 
 
