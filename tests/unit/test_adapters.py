@@ -77,6 +77,20 @@ def test_an_adapter_starts_from_the_base_and_merges_into_plain_weights_of_timms_
     assert len(changed - {"head.weight", "head.bias"}) == maps * len(base.blocks)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_serves_all_sizes_of_its_backbone(kind):
+    base = some_backbone("mixer_nano_32")
+    sizes = [24, 32, 48]
+    model = shaken(MixerClassifier(base, num_classes=3, head="keep", adapter=kind, train_sizes=sizes))
+    merged = model.assembled()
+    assert merged.geometry.image_sizes
+    for size in sizes:
+        images = torch.randn(2, 3, size, size)
+        assert torch.allclose(merged(images), model(images), atol=2e-5)
+    model(images).sum().backward()  # at a size that is resampled
+    assert all(p.grad.any() for p in model.backbone.blocks[0].mlp_tokens.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize("train", ["all", "token-mixing", "channel-mixing", "last-2"])
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_train_says_which_maps_get_an_adapter_and_nothing_else_is_trained(architecture, train):
