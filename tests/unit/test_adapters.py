@@ -283,6 +283,12 @@ def test_a_checkpoint_with_another_adapter_is_refused_in_one_line():
         MixerClassifier("mixer_nano", num_classes=3, **other).on_load_checkpoint(checkpoint)
 
 
+def test_an_adapter_has_a_rate_of_its_own():
+    for adapter, rate in (("none", 0.003), ("lora", 0.01), ("dora", 0.01)):
+        model = MixerClassifier("mixer_nano", num_classes=3, adapter=adapter, optimizer="adamw")
+        assert model.hparams["lr"] == rate
+
+
 # On the way from the start
 
 
