@@ -1,6 +1,7 @@
 """Draw the picture of docs/resolution.md from the bundled weights: python docs/make_pictures.py.
 
-With a run folder, also photograph the parts of its report for docs/report.md (it needs chromium):
+With a run folder, also the pictures of README and docs/report.md: its two pictures in one, and a photograph of its
+report, which needs chromium.
 
     mixer-finetune fit --recipe digits --output_dir pictures
     python docs/make_pictures.py pictures/digits/*
@@ -84,12 +85,24 @@ def _digit() -> Image.Image:
     return Image.open(io.BytesIO(pq.read_table(file)["image"][4].as_py()["bytes"])).convert("L")
 
 
-def report_pictures(run: Path, target: Path) -> None:
+def run_picture(run: Path, target: Path) -> None:
+    """Loss and accuracy over the steps beside the confusion matrix, as the run drew them."""
+    curves, matrix = (Image.open(run / name).convert("RGB") for name in ("learning_curves.png", "confusion_matrix.png"))
+    curves = curves.crop((0, 0, curves.width * 2 // 3 - 14, curves.height))  # the third panel is the rate
+    matrix = matrix.resize((matrix.width * curves.height // matrix.height, curves.height), Image.Resampling.LANCZOS)
+    both = Image.new("RGB", (curves.width + matrix.width, curves.height), "white")
+    both.paste(curves, (0, 0))
+    both.paste(matrix, (curves.width, 0))
+    both.save(target)
+    _lighter(target)
+
+
+def report_picture(run: Path, target: Path) -> None:
     """Photograph the beginning of a run's report at 1,000 pixels."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("photographing a report needs chromium")
-    options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,1500", f"--screenshot={target}")
+    options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1000,930", f"--screenshot={target}")
     subprocess.run([chromium, *options, (run / "report.html").resolve().as_uri()], check=True, capture_output=True)
     _lighter(target)
 
@@ -142,4 +155,5 @@ def _scaled(axis: Axes, side: int, share: float) -> None:
 if __name__ == "__main__":
     resize_picture(DOCS / "resize.png")
     for run in map(Path, sys.argv[1:]):
-        report_pictures(run, DOCS / "report.png")
+        run_picture(run, DOCS / "digits.png")
+        report_picture(run, DOCS / "report.png")

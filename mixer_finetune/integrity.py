@@ -7,10 +7,26 @@ of; each is written behind the files that it vouches for. Checkpoints are archiv
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mixer_finetune.errors import UserError
 from mixer_finetune.runs import RunFolder
+
+
+@contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Take what lies in a file that a run wrote in this block; whatever it holds in its place is one line.
+
+    Raises:
+        UserError: The block can't make sense of it.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} does not hold what a run writes there: {said}") from error
 
 
 def sha256(path: Path) -> str:

@@ -20,6 +20,11 @@ _FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20].|'", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 
 
+def cut(text: str, longest: int = LONGEST_LINE) -> str:
+    """A text of at most so many characters, and how many there were."""
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"
+
+
 def terminal(text: str) -> str:
     """A text, of several lines perhaps, as a terminal shows it: control characters by their codes."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
@@ -27,8 +32,7 @@ def terminal(text: str) -> str:
 
 def terminal_line(text: str) -> str:
     """A message of one line: line ends are escaped, too, and what is far too long is cut."""
-    text = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}... ({len(text):,} characters)"
-    return terminal(text).replace("\n", "\\n")
+    return terminal(cut(text, 2 * LONGEST_LINE)).replace("\n", "\\n")
 
 
 def markdown(text: str) -> str:

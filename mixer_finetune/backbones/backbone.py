@@ -112,9 +112,6 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(
             family.block(variant, tokens, token_hidden, activation) for _ in range(variant.num_blocks)
         )
-        for name, module in self.blocks.named_modules():
-            if isinstance(module, TokenLinear):
-                module.sides = next(s for end, s in family.sides.items() if f"{name}.weight".endswith(end))
         self._take_grid(self.geometry.grid)
         self.norm = family.norm(variant.embed_dim)
         self.head: nn.Module
@@ -209,11 +206,13 @@ class Backbone(nn.Module):
         own = self.geometry.mixing_grid
         grids = None if grid == own else (grid, own)
         kind = TokenMixing if self.geometry.trained_grid else TokenLinear
-        for module in self.blocks.modules():
+        for name, module in self.blocks.named_modules():
             if isinstance(module, kind):
                 if module.grids == grids:  # the first of them: nothing changes
                     return
                 module.grids = grids
+                if isinstance(module, TokenLinear):
+                    module.sides = next(s for end, s in self.family.sides.items() if f"{name}.weight".endswith(end))
 
     def compile_blocks(self) -> None:
         """Have torch.compile make one graph that all blocks share; parameters keep their names.
@@ -228,6 +227,9 @@ class Backbone(nn.Module):
                 advice="install one, such as g++, or leave out {compile}",
             )
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that a CPU is no GPU
+        if sizes := len(self.geometry.image_sizes):
+            config = torch._dynamo.config  # a graph for each size, in training and in evaluation
+            config.recompile_limit = max(config.recompile_limit, 4 * (sizes + 1))
         for block in self.blocks:
             block.compile()
 

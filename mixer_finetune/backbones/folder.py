@@ -171,7 +171,7 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
     architecture = _text(config["architecture"], "architecture")
     if architecture not in VARIANTS:
         raise UserError(
-            f"its architecture is '{architecture}', which is not supported; expected one of {', '.join(VARIANTS)}"
+            f"its architecture is {_shown(architecture)}, which is not supported; expected one of {', '.join(VARIANTS)}"
         )
     pretrained_cfg = _object(config.get("pretrained_cfg"), "pretrained_cfg") or config  # at the root in old files
     arguments, own = _object(config.get("model_args"), "model_args"), _object(config.get(OWN_KEY), OWN_KEY)
@@ -181,7 +181,7 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
 
     activation = _text(own.get("activation", "gelu"), "activation")
     if activation not in GELU_FORMS:
-        raise UserError(f"it has the activation '{activation}'; known are {', '.join(GELU_FORMS)}")
+        raise UserError(f"it has the activation {_shown(activation)}; known are {', '.join(GELU_FORMS)}")
     side = variant.image_size
     channels, *sides = _list_of(3, pretrained_cfg.get("input_size") or [3, side, side], "input_size")
     size = arguments.get("img_size") or sides
@@ -238,7 +238,7 @@ def _task(own: Any, problem_type: Any) -> str:
     if own is None:
         return TASK_NAMES[problem_type == "multi_label_classification"]
     if _text(own, "task") not in TASK_NAMES:
-        raise UserError(f"it has the task '{own}'; known are {', '.join(TASK_NAMES)}")
+        raise UserError(f"it has the task {_shown(own)}; known are {', '.join(TASK_NAMES)}")
     return str(own)
 
 

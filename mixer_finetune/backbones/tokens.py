@@ -19,12 +19,12 @@ class TokenLinear(nn.Linear):
     """A linear map across tokens. It is always called as a module, so that an adapter can take its place.
 
     Attributes:
-        sides: What the sides of its weight index; its backbone says so.
         grids: The present grid and that of its parameters, which are resampled in passing; None when they are the same.
+        sides: What the sides of its weight index, where they are resampled.
     """
 
-    sides: tuple[Side, ...] = ()
     grids: tuple[Grid, Grid] | None = None
+    sides: tuple[Side, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, B, C) to (M, B, C)."""

@@ -115,11 +115,10 @@ def _print_help() -> None:
 def _show(found: dict[str, Any]) -> None:
     """What was found, a line a kind."""
     from mixer_finetune.evaluation.audit_page import verdict
-    from mixer_finetune.evaluation.findings import COPIES, KINDS
+    from mixer_finetune.evaluation.findings import KINDS
 
     for kind, count in found["findings"].items():
-        groups = " (groups of two or more)" if kind in COPIES and count else ""
-        print(f"{kind:<10} {count:>7,}  {KINDS[kind][0].lower()}{KINDS[kind][1:]}{groups}")
+        print(f"{kind:<10} {count:>7,}  {KINDS[kind][0].lower()}{KINDS[kind][1:]}")
     for line in verdict(found):
         print(f"* {line}")
     for note in found["notes"]:

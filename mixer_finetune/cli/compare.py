@@ -118,7 +118,7 @@ def _print_table(header: list[str], rows: list[list[str]], numbers: int) -> None
     for i, name in enumerate(header):
         table.add_column(name, overflow="fold", justify="right" if i >= numbers else "left")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(terminal_line(cell)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:  # a file has no right margin
         console.width = _WIDE

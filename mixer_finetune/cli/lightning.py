@@ -49,7 +49,17 @@ COMMON = {
 # Options of the data that only training takes notice of, beside augmentation.
 OF_TRAINING = ("batch_size", "micro_batch_size", "sampling", "repeats", "plain_batches")
 _OWN = ("recipe", "config", "resume", "ckpt_path", "print_config", "help")
-_RUN = ("seed_everything", "output_dir", "name", "weights", "early_stopping", "calibrate", "push", "save_every_n_steps")
+_RUN = (
+    "seed_everything",
+    "output_dir",
+    "name",
+    "weights",
+    "early_stopping",
+    "calibrate",
+    "evaluate_on",
+    "push",
+    "save_every_n_steps",
+)
 
 
 def fit(arguments: list[str]) -> int:

@@ -33,6 +33,7 @@ _FUNCTIONS = {
 _MIXED = {
     "plan": "what a fit would do, take and write, from a few steps of it: plan --recipe digits [options of fit]",
     "probe": "which backbone, block and resolution transfer best: probe --backbone A --backbone B --data.source DATA",
+    "sweep": "try options, choose on the dev split, test once: sweep --vary model.lr=0.01,0.03 [options of fit]",
     "audit": "copies, likely label errors, outliers and odd images of a data set, with their pictures: audit DATA",
 }
 _LISTS = {

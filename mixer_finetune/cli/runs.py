@@ -72,7 +72,7 @@ def _print_table(found: list[Any]) -> None:
     for each in found:
         cells = [str(each.run), each.started[:16].replace("T", " "), each.source, each.backbone]
         cells += [method(each.config, each.results), _result(each)]
-        table.add_row(*map(escape, cells))
+        table.add_row(*(escape(terminal_line(cell)) for cell in cells))
     console = Console(highlight=False)
     if not console.is_terminal:  # a file has no right margin
         console.width = _WIDE

@@ -123,5 +123,5 @@ def _say(found: Calibration) -> None:
     log.info(
         f"calibrated by temperature {found.temperature:.3g}, fitted on {on}: log-loss {before['nll']:.4f} to "
         f"{after['nll']:.4f}, calibration error {before['calibration_error']:.1%} to {after['calibration_error']:.1%}, "
-        "each image without a say in its own"
+        "cross-fitted: each image has no say in its own temperature"
     )

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.engine.parts import Parts
+from mixer_finetune.engine.sizes import measure_other_sizes, with_own
 from mixer_finetune.errors import NoImagesError
 from mixer_finetune.evaluation.figures import write_pictures
 from mixer_finetune.evaluation.kinds import KINDS
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.report import write_report
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text, versions
+from mixer_finetune.evaluation.sizes import size_rows
 from mixer_finetune.files import write_text
 from mixer_finetune.integrity import hashes_of
 from mixer_finetune.runs import RunFolder
@@ -51,9 +53,10 @@ def finish(parts: Parts, run: RunFolder) -> None:
     """
     trainer, data = parts.trainer, parts.data
     if not run.results_file.is_file():
+        sizes = measure_other_sizes(parts)
         table, seconds, trust = _evaluate(parts, run)
         if trainer.is_global_zero:
-            _write_results(parts, run, table, seconds, trust)
+            _write_results(parts, run, table, seconds, trust, sizes)
     if not trainer.is_global_zero:
         return
     results = Results.read(run)
@@ -114,7 +117,14 @@ def _summed(trainer: Any, sums: Tensor) -> Tensor:
     return summed
 
 
-def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float, trust: dict[str, Any] | None) -> None:
+def _write_results(
+    parts: Parts,
+    run: RunFolder,
+    table: Any,
+    seconds: float,
+    trust: dict[str, Any] | None,
+    sizes: list[dict[str, Any]],
+) -> None:
     """predictions.csv, the pictures and results.json."""
     trainer, model, data = parts.trainer, parts.model, parts.data
     training = run.read_json(run.training_file) or {}
@@ -122,12 +132,11 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float, tru
     role = getattr(data, "evaluation_role", "test") if table is not None else None
     split = getattr(data, "splits", {}).get(role)
     metrics: dict[str, float] = {}
+    logged: dict[str, float] = {}
     predictions, kind = None, KINDS[model.task.name]
     if table is not None:
-        logged = {
-            k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
-        }
-        metrics = {name: value for name, value in logged.items() if name != "loss"}
+        logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+        metrics = {name.removeprefix("test/"): value for name, value in logged.items() if name != "test/loss"}
         name_of: Callable[[int], str] = split.image_name if split is not None else str
         predictions = kind.answers.from_table(table.numpy().astype(np.float64), name_of, names)
         predictions.write(run.predictions_file)
@@ -166,6 +175,7 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float, tru
         name=str(parts.options.name),
         started=run.started.isoformat(),
         calibration=trust,
+        sizes=with_own(sizes, model, logged),
     )
     if predictions is not None:
         results = results.with_intervals(*kind.measured(predictions))
@@ -187,6 +197,8 @@ def _say_what_came_out(run: RunFolder, results: Results) -> None:
     if results.metrics:
         shown = ", ".join(f"{metric_name(name)} {metric_text(name, value)}" for name, value in results.metrics.items())
         log.info(f"{results.split} ({results.measured_on} images): {shown}")
+    for size, _, cost, value in size_rows(results):
+        log.info(f"  at {size} px: {metric_name(results.monitor)} {value} for {cost} of the cost")
     if results.weights != "last":
         log.info(f"these are the {results.weights} weights, which are exported")
     for sentence in results.judgement:

@@ -200,6 +200,10 @@ def checked(cli: MixerCLI, run: RunFolder) -> Parts:
             raise UserError(f"the {options.weights} weights need a dev split to be best on", advice=advice)
         if options.early_stopping:
             raise UserError("early stopping needs a dev split to watch", advice=advice)
+        if options.evaluate_on == "val":
+            raise UserError("there is no dev split to evaluate on", advice=advice)
+    elif options.evaluate_on == "val" and isinstance(parts.data, ImageDataModule):
+        parts.data.evaluation_role = "val"
     if options.weights in BETWEEN and parts.model.hparams.get("adapter") == "dora":
         problem = f"the {options.weights} weights lie on a line from the starting ones, and a DoRA can't be put on one"
         raise UserError(problem, option="model.adapter", choices="lora")

@@ -74,6 +74,8 @@ class RunOptions:
         early_stopping: End the run after so many epochs without a better dev loss or accuracy.
         calibrate: Divide the trained head by a temperature that is fitted on the dev split, so that its probabilities
             can be believed; answers stay the same.
+        evaluate_on: Split that the results are of: test (the dev split where there is none), or val, which leaves the
+            test split alone.
         push: Hub repository (user/name) that the finished model is pushed to; checked before training.
         save_every_n_steps: Steps between checkpoints inside an epoch; one a minute when not given.
     """
@@ -84,6 +86,7 @@ class RunOptions:
     weights: Literal["last", "best", "wise", "lines"] = "last"
     early_stopping: int | None = None
     calibrate: bool = True
+    evaluate_on: Literal["test", "val"] = "test"
     push: str | None = None
     save_every_n_steps: int | None = None
 
@@ -390,6 +393,8 @@ def config_errors(parser: ArgumentParser, config: Mapping[str, Any], imports: bo
                 parser.parse_object(nested, defaults=False)
             except ArgumentError as error:
                 errors.append(parsing_error(str(error), known))
+            except (OverflowError, RecursionError) as error:
+                errors.append(UserError(f"{key} can't be used: {error}"))
     return errors
 
 

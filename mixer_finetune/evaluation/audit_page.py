@@ -42,15 +42,17 @@ def write_audit_page(
         path: Of the file.
         show: Most findings of a kind that are shown.
     """
-    sections = [_summary(found, audited)]
+    sections, out = [_summary(found, audited)], {image for finding in findings for image in finding.leave_out}
     for kind, title in KINDS.items():
         those = [finding for finding in findings if finding.kind == kind]
         if those:
             base = page.text(next(iter(audited.splits.values())).name)
             about = _ABOUT[kind].format(base=base, backbone=page.code(found["options"]["backbone"]["source"]))
-            sections.append(_section(kind, title, about, those, audited, show))
+            sections.append(_section(kind, title, about, those, audited, out, show))
     template = Template((files("mixer_finetune.evaluation") / "audit_template.html").read_text(encoding="utf-8"))
-    title = page.text(f"Audit of {found['data']['source']}")
+    source = found["data"]["source"]
+    name = Path(source).name if Path(source).exists() else source  # no path of this machine as a title
+    title = page.text(f"Audit of {name or source}")
     write_text(path, template.substitute(title=title, body="\n".join(sections)))
 
 
@@ -86,17 +88,19 @@ def _summary(found: dict[str, Any], audited: Audited) -> str:
     return f'<p>{len(audited):,} images: {splits}.</p>{said}<ul class="tiles">{tiles}</ul>{how}{notes}'
 
 
-def _section(kind: str, title: str, about: str, those: list[Finding], audited: Audited, show: int) -> str:
-    cards = "".join(_card(finding, audited) for finding in those[:show])
+def _section(
+    kind: str, title: str, about: str, those: list[Finding], audited: Audited, out: set[int], show: int
+) -> str:
+    cards = "".join(_card(finding, audited, out) for finding in those[:show])
     if more := len(those) - show:
         about += f" The first {show:,} of {len(those):,}; all are in <code>audit.csv</code>." if more > 0 else ""
     heading = f'<h2 id="{kind}">{page.text(title)}: {len(those):,}</h2>'
     return f'<section>{heading}<p>{about}</p><div class="cards">{cards}</div></section>'
 
 
-def _card(finding: Finding, audited: Audited) -> str:
+def _card(finding: Finding, audited: Audited, out: set[int]) -> str:
     images = [int(i) for i in finding.images]
-    pictures = "".join(_picture(image, finding, audited) for image in images[:_OF_A_GROUP])
+    pictures = "".join(_picture(image, audited, image in out) for image in images[:_OF_A_GROUP])
     note = page.text(finding.note)
     if finding.suggested is not None:
         note = f"rather <b>{page.text(audited.label_names[finding.suggested])}</b>: {note}"
@@ -108,7 +112,7 @@ def _card(finding: Finding, audited: Audited) -> str:
     return f'<div class="card{two}{single}"><div class="pictures">{pictures}</div>{said}</div>'
 
 
-def _picture(image: int, finding: Finding, audited: Audited) -> str:
+def _picture(image: int, audited: Audited, left_out: bool) -> str:
     split, i = audited.place(image)
     file, label = audited.file(image), audited.label(image)
     name = Path(file).name if file else f"row {audited.row(image)}"
@@ -117,6 +121,6 @@ def _picture(image: int, finding: Finding, audited: Audited) -> str:
         shown = page.img(page.thumbnail(picture)).replace('alt=""', f'alt="{page.text(label)}"')
     except BadImage:
         shown = '<div class="none">no picture</div>'
-    out = '<br><span class="out">left out</span>' if image in finding.leave_out else ""
+    out = '<br><span class="out">left out</span>' if left_out else ""
     caption = f"<b>{page.text(label)}</b><br><small>{page.text(split.name)}: {page.text(name)}</small>{out}"
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"

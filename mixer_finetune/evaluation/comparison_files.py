@@ -16,6 +16,7 @@ from mixer_finetune.evaluation.figures import DPI
 from mixer_finetune.evaluation.predictions import csv_line
 from mixer_finetune.evaluation.results import versions
 from mixer_finetune.files import write_atomically, write_text
+from mixer_finetune.texts import csv_cell
 
 
 def write_comparison(comparison: Comparison, folder: Path, say: Callable[[str], None]) -> None:
@@ -68,5 +69,5 @@ def _lines(comparison: Comparison) -> str:
     lines = [csv_line(["file", "label", *columns])]
     for row in comparison.differing.tolist():
         cells = [cell for each in comparison.runs for cell in answer_of(each, row)]
-        lines.append(csv_line([comparison.files[row], label_of(comparison, row), *cells]))
+        lines.append(csv_line(map(csv_cell, [comparison.files[row], label_of(comparison, row), *cells])))
     return "".join(lines)

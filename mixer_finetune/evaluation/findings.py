@@ -14,9 +14,9 @@ from mixer_finetune.data.sources import Split
 
 # In the order of the page, each with its title.
 KINDS = {
-    "identical": "Pixel-identical images",
-    "near": "Near-identical images",
-    "mirrored": "Mirrored images",
+    "identical": "Groups of pixel-identical images",
+    "near": "Groups of near-identical images",
+    "mirrored": "Groups of mirrored images",
     "label": "Likely label errors",
     "outlier": "Outliers",
     "blank": "Blank images",

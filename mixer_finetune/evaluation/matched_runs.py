@@ -21,6 +21,7 @@ from mixer_finetune.evaluation.measures import ConfusionMatrix, calibration, int
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.results import Results, options_of
 from mixer_finetune.evaluation.run_list import run_title
+from mixer_finetune.integrity import check_unchanged
 from mixer_finetune.runs import RunFolder
 
 _BY_PLACE = re.compile(r".*\[\d+\]")  # what an image without a file is called
@@ -101,11 +102,12 @@ def read_run(letter: str, run: RunFolder) -> Compared:
         run: Its folder.
 
     Raises:
-        UserError: It was not.
+        UserError: It was not, or a file of it is not as the run wrote it.
     """
     results = Results.read(run)
     if not results.metrics:
         raise UserError(f"{run} was not evaluated on any split: there is nothing to compare")
+    check_unchanged(run.config_file, run.predictions_file)
     answers: Any = LabelSets if results.task == "multi_label" else Predictions
     found = answers.read(run.predictions_file, results.classes)
     return Compared(letter, run, run.read_config(), results, found, found.indices)

@@ -21,9 +21,10 @@ from mixer_finetune.evaluation.report_verdict import previous_section, verdict_p
 from mixer_finetune.evaluation.report_weights import weights_section
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text
 from mixer_finetune.evaluation.run_list import run_title
+from mixer_finetune.evaluation.sizes import sizes_section
 from mixer_finetune.evaluation.splits import open_data
 from mixer_finetune.files import write_text
-from mixer_finetune.integrity import check_unchanged
+from mixer_finetune.integrity import as_written, check_unchanged
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.training.metrics_file import read_rows
 from mixer_finetune.training.precision import use_fast_float32
@@ -75,6 +76,7 @@ def write_report(
     sections = [
         verdict_paragraph(results, predictions),
         _summary(results, backbone),
+        sizes_section(results),
         previous_section(run, results),
         page.section("Learning curves", page.row(learning_curves_svg(read_rows(run.metrics_file)), "figure")),
     ]
@@ -85,12 +87,13 @@ def write_report(
             sections.append(page.section("Mistakes", "<p>None: every image was classified rightly.</p>"))
         else:
             try:
-                opened = split or _evaluated_split(config, results)
+                opened = split or _evaluated_split(run, config, results)
                 sections += kind.image_sections(predictions, backbone, opened, method, say)
             except UserError as error:
                 problem = f"<p>The images can't be shown: {page.text(error)}.</p>"
                 sections.append(page.section("Mistakes", problem))
-    sections.append(weights_section(config, backbone, say))
+    with as_written(run.config_file):
+        sections.append(weights_section(config, backbone, say))
     sections.append(_time_section(results))
     sections.append(_configuration_section(run, results))
     write_text(target, page.document(run_title(run, config, results), sections))
@@ -112,8 +115,9 @@ def _target(path: Path) -> Path:
     return path
 
 
-def _evaluated_split(config: dict[str, Any], results: Results) -> Split:
-    data = open_data(config)
+def _evaluated_split(run: RunFolder, config: dict[str, Any], results: Results) -> Split:
+    with as_written(run.config_file):
+        data = open_data(config)
     if results.role not in data.splits:
         raise UserError(f"the data has no {results.role} split any more")
     split: Split = data.splits[results.role]

@@ -157,8 +157,11 @@ def method(config: Mapping[str, Any], results: Results | None = None) -> str:
         words.append(f"{epochs} epoch{'' if epochs == 1 else 's'}")
     if size := model.get("image_size"):
         words.append("x".join(map(str, size if isinstance(size, list) else [size])) + " px")
-    usual = {"layer_decay": 1.0, "drop_path": 0.0, "label_smoothing": 0.0, "sam_rho": 0.0, "ema_decay": 0.0}
-    usual |= {"loss": "cross_entropy", "class_weights": "none", "head": "auto"}  # type: ignore[dict-item]
+    if (adapter := model.get("adapter", "none")) != "none":
+        words[0] = f"{adapter} of rank {model.get('adapter_rank', 8)}"
+    usual: dict[str, Any] = {"layer_decay": 1.0, "drop_path": 0.0, "label_smoothing": 0.0, "sam_rho": 0.0}
+    usual |= {"ema_decay": 0.0, "loss": "cross_entropy", "class_weights": "none", "head": "auto", "teacher": None}
+    usual |= {"train_sizes": None}
     words += [f"{name} {model[name]}" for name, value in usual.items() if model.get(name, value) != value]
     mixing = {"mixup": 0.0, "cutmix": 0.0, "sampling": "shuffled", "train_fraction": 1.0, "images_per_class": None}
     words += [f"{name} {data[name]}" for name, value in mixing.items() if data.get(name, value) != value]

@@ -58,7 +58,7 @@ def before_and_after(found: dict[str, Any], split: str | None) -> list[tuple[str
         for name, key in (("log-loss", "nll"), ("calibration error", "calibration_error")):
             rows.append((f"{name}, {split}", _figure(found["before"], key), _figure(found["after"], key)))
     for name, key in (("log-loss", "nll"), ("calibration error", "calibration_error")):
-        label = f"{name}, {found['fitted_on']}, each image without a say in its own"
+        label = f"{name}, {found['fitted_on']}, cross-fitted"
         rows.append((label, _figure(found["dev"]["before"], key), _figure(found["dev"]["after"], key)))
     return rows
 

@@ -20,7 +20,8 @@ from mixer_finetune.evaluation.label_sets import LabelSets
 from mixer_finetune.evaluation.measures import ConfusionMatrix, class_figures, most_confused
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.results import METRIC_NAMES, METRIC_TYPES, Results, metric_name, metric_text, options_of
-from mixer_finetune.integrity import check_unchanged
+from mixer_finetune.evaluation.sizes import size_header, size_rows
+from mixer_finetune.integrity import as_written, check_unchanged
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card_trust import trust_part
 from mixer_finetune.texts import markdown, markdown_code
@@ -81,7 +82,9 @@ def model_card(run: RunFolder, repo_id: str | None = None, *, backbone: Backbone
             *trust_part(results, markdown),
             "## Limitations\n\n" + _limitations(results, limits),
         ]
-    parts += ["## Training\n\n" + _training(config, results, data_name), "## Citation\n\n" + _CITATION]
+    with as_written(run.config_file):
+        parts.append("## Training\n\n" + _training(config, results, data_name))
+    parts.append("## Citation\n\n" + _CITATION)
     return "\n\n".join(parts) + "\n"
 
 
@@ -188,6 +191,9 @@ def _results(results: Results, classes: list[str]) -> str:
         lines.append(f"| {markdown(metric_name(name))} | {metric_text(name, value)} | {interval} |")
     if results.calibration_error is not None:
         lines.append(f"| expected calibration error | {results.calibration_error:.2%} | |")
+    if results.sizes:
+        lines += ["", "One set of weights answers at several sizes (`load_backbone(..., image_size=...)`):", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (size_header(results), "----", *size_rows(results))]
     return "\n".join([*lines, "", *classes])
 
 

@@ -434,6 +434,8 @@ class MixerClassifier(EvaluatedModule):
         options, resumed = self._options, self.trainer.ckpt_path is not None
         if self._sharpness is not None:
             self._sharpness.check(self.trainer)
+        if self.size_plan is None:
+            self.backbone.serve(())  # trained at one size, weights for several are for that one
         self.criterion = make_loss(self.task, options, self._datamodule)
         if options.teacher is not None:
             prepared = getattr(self._datamodule, "preprocessing", None) or self.preprocessing

@@ -20,7 +20,7 @@ from mixer_finetune.errors import UserError
 def take_sizes(
     backbone: Backbone, sizes: Sequence[int | tuple[int, int]] | None, order: SizeOrder, final_epochs: int, seed: int
 ) -> SizePlan | None:
-    """Have a backbone take the sizes that a run trains at, and no others.
+    """Have a backbone take the sizes that a run trains at.
 
     Args:
         backbone: At the size of the evaluation.
@@ -34,8 +34,10 @@ def take_sizes(
     """
     pairs = None if sizes is None else [as_pair(size) for size in sizes]
     plan = make_plan(pairs, order, backbone.image_size, final_epochs, seed)
+    if plan is None:
+        return None
     try:
-        backbone.serve(() if plan is None else plan.all)
+        backbone.serve(plan.all)
     except UserError as error:
         raise UserError(error.problem, option="train_sizes", choices=error.choices) from error
     return plan
@@ -43,7 +45,7 @@ def take_sizes(
 
 def geometry_after(geometry: Geometry, plan: SizePlan | None) -> Geometry:
     """What a model's config.json says when it was trained by a plan: the sizes that its weights are for together."""
-    return replace(geometry, image_sizes=() if plan is None else plan.together)
+    return geometry if plan is None else replace(geometry, image_sizes=plan.together)
 
 
 def resized_for_step(module: Any, images: Tensor) -> Tensor:

@@ -76,6 +76,15 @@ def test_a_push_is_one_commit_of_the_model_and_nothing_private(push, hub, run):
     assert metadata["library_name"] == "mixer_finetune" and "does not load in timm" in card
 
 
+def test_what_a_run_says_of_its_trust_is_pushed_and_predict_reads_it(push, command, hub, run, photos, tmp_path):
+    push(check=0)
+    sent = json.loads(remote(hub).head.files["calibration.json"])
+    assert sent == json.loads((run / "model" / "calibration.json").read_text()) and sent["images"] > 0
+    options = ("--ood", "--device", "cpu", "--output", tmp_path / "found.csv")
+    said = command("predict", "someone/shapes", photos / "red", *options, check=0).stdout
+    assert "of 16 images are unlike those of the data" in said
+
+
 PLACE = "/home/me/private_place/shapes"
 HOLDING_PATHS = {
     "data": {"image_root": "private_place/shapes", "splits": [PLACE, {PLACE: f"root={PLACE}/a b, n=3"}]},

@@ -141,6 +141,11 @@ def test_what_cannot_be_compared_is_refused_in_a_line(pair, tmp_path):
     elsewhere = config_of(source="someone/else")
     assert "the other on split test of someone/else" in refused(answers(TWO, LABELS), config=elsewhere)
     assert "more than once" in refused(answers(TWO, LABELS, files=["a.png"] * 10))
+    edited = make_run(tmp_path / "edited", answers(TWO, LABELS), {"accuracy": 0.9})
+    results = json.loads(edited.results_file.read_text())
+    edited.results_file.write_text(json.dumps({**results, "files": {"predictions.csv": "0" * 64}}))
+    with pytest.raises(UserError, match=r"predictions\.csv is not as its run wrote it"):
+        compare_runs([pair[0], edited])
     assert "was not evaluated on any split" in refused(answers(TWO, LABELS), metrics=())
     with pytest.raises(UserError, match="a run is named twice"):
         compare_runs([pair[0], pair[0].path / "."])

@@ -120,6 +120,7 @@ def test_a_method_is_told_by_what_is_not_usual():
     config = config_of(image_size=[64, 48], layer_decay=0.75, sam_rho=0.05)
     config["data"] |= {"mixup": 0.2, "cutmix": 0.0}
     assert method(config) == "fine-tuned, sgd 0.1, 3 epochs, 64x48 px, layer_decay 0.75, sam_rho 0.05, mixup 0.2"
+    assert method(config_of(adapter="lora", adapter_rank=4)) == "lora of rank 4, sgd 0.1, 3 epochs"
     adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1}}
     config = config_of(optimizer=adam, lr=None, train="norms-biases")
     config["trainer"] = {"max_steps": 50}

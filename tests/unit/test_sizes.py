@@ -157,13 +157,16 @@ class Loader(pl.LightningDataModule):
         return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.arange(24) % CLASSES), batch_size=8)
 
 
+def trainer_of(folder, **options):  # noqa: F811
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return pl.Trainer(accelerator="cpu", default_root_dir=folder, enable_model_summary=False, **silent, **options)
+
+
 def test_images_of_a_loader_that_knows_no_sizes_are_resized_on_the_device(tmp_path):
     model = MixerClassifier("mixer_nano_32", label_names=list("abc"), train_sizes=[32, 40, 48], seed=SEED, lr=0.05)
     seen = []
     model.backbone.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
-    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
-                         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path)  # fmt: skip
-    trainer.fit(model, Loader())
+    trainer_of(tmp_path, max_epochs=2).fit(model, Loader())
     assert seen == drawn([32, 40, 48])
 
 
@@ -200,4 +203,7 @@ def test_a_model_of_several_sizes_loads_in_timm_at_its_own(folder, tmp_path):  #
     with pytest.raises(UserError, match="takes images of"):
         load_backbone(tmp_path)(torch.randn(1, 3, 24, 24))
     # Trained further at one size, it is a model of that size.
-    assert MixerClassifier(tmp_path).assembled().geometry.image_sizes == ()
+    further = MixerClassifier(tmp_path, label_names=list("abc"), lr=0.01)
+    assert further.assembled().geometry.image_sizes == ((16, 16), (32, 32))
+    trainer_of(tmp_path, max_steps=1).fit(further, Loader())
+    assert further.assembled().geometry.image_sizes == ()
