@@ -34,8 +34,10 @@ class Rate:
 # The first that fits counts.
 RATES = (
     Rate("mixer_nano", "sgd", "head", 0.2, "the best of four on the dev split of digits"),
+    Rate("mixer_nano", "sgd", "adapter", 0.1, "with 0.3 it hardly learns; not measured to the end"),
     Rate("mixer_nano", "sgd", "", 0.1, "see docs/training.md"),
     Rate("", "sgd", "head", 0.1, "not measured"),
+    Rate("", "sgd", "adapter", 0.01, "that of all weights; not measured"),
     Rate("", "sgd", "", 0.01, "one of the MLP-Mixer paper's four (arXiv 2105.01601, appendix C)"),
     Rate("mixer_nano", "adamw", "adapter", 0.01, "see docs/training.md"),
     Rate("mixer_nano", "adamw", "", 0.003, "see docs/training.md"),
