@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def weights_hash(backbone: Backbone) -> str:
 def _brought_to(base: Backbone, geometry: Geometry, method: str) -> dict[str, Tensor]:
     """The weights of the base at the geometry that the adapter is for."""
     weights = {name: value.detach().cpu() for name, value in base.state_dict().items()}
-    if geometry == base.geometry:
+    if replace(geometry, image_sizes=base.geometry.image_sizes) == base.geometry:
         return weights
     return resize_weights(weights, base.geometry, geometry, method, base.family.sides)
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixer_finetune.backbones.backbone import Backbone
+from mixer_finetune.backbones.resampling import resampled_in_passing
 from mixer_finetune.backbones.tokens import TokenLinear
 from mixer_finetune.errors import UserError
 
@@ -83,21 +84,48 @@ class AdaptedLinear(nn.Linear):
         """The plain map that this one is."""
         length, factor = self.lora_magnitude_vector, self.adapter.factor
         weight = merged_weight(self.weight, self.lora_A.weight, self.lora_B.weight, length, factor).detach()
-        return _linear(weight, self.bias, TokenLinear if isinstance(self, TokenLinear) else nn.Linear)
+        return _linear(weight, self.bias)
 
 
 class AdaptedTokenLinear(AdaptedLinear, TokenLinear):
-    """A linear map across tokens, frozen, with an update."""
+    """A linear map across tokens, frozen, with an update.
+
+    Args:
+        plain: The map; its parameters are taken, not copied.
+        adapter: What is put beside it.
+    """
+
+    def __init__(self, plain: TokenLinear, adapter: Adapter) -> None:
+        super().__init__(plain, adapter)
+        self.sides, self.grids = plain.sides, plain.grids
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, B, C) to (M, B, C)."""
         flat, length, factor = x.flatten(1), self.lora_magnitude_vector, self.adapter.factor  # (N, B C)
+        if self.grids is not None:  # what is resampled is the whole weight, as it will be when it is merged
+            present, own = self.grids
+            weight, bias = resampled_in_passing(self._whole(), self.bias, self.sides, own, present)
+            return torch.addmm(bias[:, None], weight, flat).view(-1, *x.shape[1:])
         added = factor * (self.lora_B.weight @ (self.lora_A.weight @ flat))  # (M, B C)
         if length is None:
             mixed: Tensor = torch.addmm(self.bias[:, None], self.weight, flat) + added
         else:
             mixed = (self.weight @ flat + added) * (length / self._length())[:, None] + self.bias[:, None]
         return mixed.view(self.out_features, *x.shape[1:])
+
+    def _whole(self) -> Tensor:
+        """The updated weight (M, N), through which gradients go."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            whole = _updated(self.weight, self.lora_A.weight, self.lora_B.weight, self.adapter.factor)
+            length = self.lora_magnitude_vector
+            return whole if length is None else whole * (length / self._length())[:, None]
+
+    def merged(self) -> TokenLinear:
+        """The plain map that this one is."""
+        plain = TokenLinear(self.in_features, self.out_features, device="meta")
+        made = super().merged()
+        plain.weight, plain.bias, plain.sides, plain.grids = made.weight, made.bias, self.sides, self.grids
+        return plain
 
 
 def put_adapter(backbone: Backbone, adapter: Adapter, chosen: Callable[[str], bool], seed: int) -> None:
@@ -118,7 +146,11 @@ def put_adapter(backbone: Backbone, adapter: Adapter, chosen: Callable[[str], bo
     generator = torch.Generator().manual_seed(seed)
     for name, module in list(backbone.named_modules()):
         if name.startswith("blocks.") and isinstance(module, nn.Linear) and chosen(f"{name}.weight"):
-            made = (AdaptedTokenLinear if isinstance(module, TokenLinear) else AdaptedLinear)(module, adapter)
+            made: AdaptedLinear
+            if isinstance(module, TokenLinear):
+                made = AdaptedTokenLinear(module, adapter)
+            else:
+                made = AdaptedLinear(module, adapter)
             bound = made.in_features**-0.5
             drawn = torch.empty(made.lora_A.weight.shape).uniform_(-bound, bound, generator=generator)
             with torch.no_grad():
@@ -213,8 +245,8 @@ def _row_lengths(weight: Tensor) -> Tensor:
     return weight.square().sum(1).sqrt()
 
 
-def _linear(weight: Tensor, bias: nn.Parameter | None = None, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
-    made = kind(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+def _linear(weight: Tensor, bias: nn.Parameter | None = None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     made.weight = nn.Parameter(weight)
     if bias is not None:
         made.bias = bias

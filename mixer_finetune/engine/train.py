@@ -85,8 +85,8 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     summary = _summary(parts, planned_steps, seconds)
     summary["weights"], dev = choose_weights(parts, run)
     summary["dev"] = dev or summary["dev"]
-    calibration = calibrate(parts, _chosen_on_dev(summary["weights"], parts))
     keep_adapter(parts, run)
+    calibration = calibrate(parts, _chosen_on_dev(summary["weights"], parts))
     if hasattr(data, "gather_bad_images"):
         data.gather_bad_images()
     if trainer.is_global_zero:

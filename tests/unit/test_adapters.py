@@ -77,6 +77,20 @@ def test_an_adapter_starts_from_the_base_and_merges_into_plain_weights_of_timms_
     assert len(changed - {"head.weight", "head.bias"}) == maps * len(base.blocks)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_serves_all_sizes_of_its_backbone(kind):
+    base = some_backbone("mixer_nano_32")
+    sizes = [24, 32, 48]
+    model = shaken(MixerClassifier(base, num_classes=3, head="keep", adapter=kind, train_sizes=sizes))
+    merged = model.assembled()
+    assert merged.geometry.image_sizes
+    for size in sizes:
+        images = torch.randn(2, 3, size, size)
+        assert torch.allclose(merged(images), model(images), atol=2e-5)
+    model(images).sum().backward()  # at a size that is resampled
+    assert all(p.grad.any() for p in model.backbone.blocks[0].mlp_tokens.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize("train", ["all", "token-mixing", "channel-mixing", "last-2"])
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_train_says_which_maps_get_an_adapter_and_nothing_else_is_trained(architecture, train):
@@ -267,6 +281,12 @@ def test_a_checkpoint_with_another_adapter_is_refused_in_one_line():
         with pytest.raises(UserError, match=f"the checkpoint has {found}; give adapter, adapter_rank"):
             MixerClassifier("mixer_nano", num_classes=3, **options).on_load_checkpoint(checkpoint)
         MixerClassifier("mixer_nano", num_classes=3, **other).on_load_checkpoint(checkpoint)
+
+
+def test_an_adapter_has_a_rate_of_its_own():
+    for adapter, rate in (("none", 0.003), ("lora", 0.01), ("dora", 0.01)):
+        model = MixerClassifier("mixer_nano", num_classes=3, adapter=adapter, optimizer="adamw")
+        assert model.hparams["lr"] == rate
 
 
 # On the way from the start
