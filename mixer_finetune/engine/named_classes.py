@@ -76,7 +76,7 @@ def without_objects(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer = {
         name: value
         for name, value in (options.items() if isinstance(options, Mapping) else ())
-        if name not in OBJECTS and not isinstance(value, Mapping | list) and not [*foreign_classes(value)]
+        if name not in OBJECTS and not isinstance(value, Mapping) and not [*foreign_classes(value)]
     }
     model = dict(config.get("model") or {})
     for name in ("optimizer", "lr_scheduler"):
