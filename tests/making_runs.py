@@ -53,7 +53,7 @@ def make_run(folder, found, metrics, *, config=None, task="single_label", **chan
         "device": "a CPU",
         "devices": 1,
         "precision": "32-true",
-        "versions": {},
+        "versions": {"mixer_finetune": "0.1.0", "torch": "2.8.0"},
         "seconds": 1.0,
         "steps": 3,
         "time": {},

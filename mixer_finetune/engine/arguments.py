@@ -96,12 +96,14 @@ class Arguments:
         typed: The options, as the parser takes them.
         recipes: Names of the recipes.
         classes: Class paths given for "model" and "data".
+        typed_classes: For which of them the path was typed, and stands in no file.
     """
 
     files: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     typed: list[str] = field(default_factory=list)
     recipes: list[str] = field(default_factory=list)
     classes: dict[str, str] = field(default_factory=dict)
+    typed_classes: set[str] = field(default_factory=set)
 
     def sets(self, option: str) -> bool:
         """Whether an option was typed."""
@@ -133,7 +135,10 @@ def take_apart(arguments: Iterable[str]) -> Arguments:
         content = normalised(read_yaml(path))
         found.classes |= take_classes(content)
         found.files.append((str(path), content))
-    found.typed = _typed(typed, found.classes)
+    named: dict[str, str] = {}
+    found.typed = _typed(typed, named)
+    found.classes |= named
+    found.typed_classes = set(named)
     return found
 
 

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 # Whose classes are imported without a word.
 HOUSES = ("lightning", "torch", "torchvision", "mixer_finetune")
 # Options of the trainer that hold objects, which only a training needs.
-_OBJECTS = ("callbacks", "logger", "plugins", "profiler")
+OBJECTS = ("callbacks", "logger", "plugins", "profiler")
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -76,7 +76,7 @@ def without_objects(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer = {
         name: value
         for name, value in (options.items() if isinstance(options, Mapping) else ())
-        if name not in _OBJECTS and not isinstance(value, Mapping | list) and not [*foreign_classes(value)]
+        if name not in OBJECTS and not isinstance(value, Mapping) and not [*foreign_classes(value)]
     }
     model = dict(config.get("model") or {})
     for name in ("optimizer", "lr_scheduler"):

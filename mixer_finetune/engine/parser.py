@@ -120,7 +120,7 @@ class MixerCLI(LightningCLI):
         if imports:
             say_imports(arguments.classes.values(), "what was given")
         for group, path in arguments.classes.items():
-            if not imports and is_foreign(path):
+            if not imports and is_foreign(path) and group not in arguments.typed_classes:
                 continue
             self.classes[group] = _import_class(
                 path, pl.LightningModule if group == "model" else pl.LightningDataModule
@@ -219,7 +219,7 @@ class MixerCLI(LightningCLI):
         kept = dict(content)
         for group, cls in self.arguments.classes.items():
             options = content.get(group)
-            if is_foreign(cls) and isinstance(options, Mapping):  # whose own options nobody knows
+            if is_foreign(cls) and group not in self.arguments.typed_classes and isinstance(options, Mapping):
                 foreign |= {f"{group}.{key}": [] for key in options if f"{group}.{key}" not in self.actions}
         for option in foreign:
             group, _, key = option.partition(".")
@@ -245,8 +245,8 @@ class MixerCLI(LightningCLI):
         config.pop("config", None)
         for option, value in self._unread.items():
             group, _, key = option.partition(".")
-            typed = config[group].get(key)
-            config[group][key] = [*value, *typed] if isinstance(value, list) and isinstance(typed, list) else value
+            typed = config[group].get(key) if self.arguments.sets(option) else None
+            config[group][key] = value if typed is None else typed
         for group, path in self.arguments.classes.items():
             config[group] = {"class_path": path, "init_args": config[group]}
         return config

@@ -15,6 +15,7 @@ from lightning.pytorch.plugins import Precision
 
 from mixer_finetune.engine.interruption import without_lightnings_handlers
 from mixer_finetune.engine.messages import explained
+from mixer_finetune.engine.named_classes import OBJECTS
 from mixer_finetune.engine.parser import MixerCLI, RunOptions, parameters_of
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.checkpoints import AtomicCheckpointIO
@@ -84,7 +85,10 @@ def build_data(cli: MixerCLI) -> pl.LightningDataModule:
         UserError: The data can't be used as asked.
     """
     with _explaining():
-        options = cli.parser.instantiate(cli.config.clone())["data"]
+        config = cli.config.clone()
+        for name in OBJECTS:  # which nothing here is for
+            config[f"trainer.{name}"] = None
+        options = cli.parser.instantiate(config)["data"]
         data: pl.LightningDataModule = _made(cli.classes["data"], options, cli.options.seed_everything)
     return data
 

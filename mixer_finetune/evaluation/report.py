@@ -66,7 +66,7 @@ def write_report(
     check_method(method)
     target = _target(output or run.report)
     config, results = run.read_config(), Results.read(run)
-    check_unchanged(run.config_file, run.metrics_file, run.predictions_file)
+    check_unchanged(run.metrics_file, run.predictions_file)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     backbone = (backbone or load_backbone(run.model)).to(device).eval()
     if device.type == "cpu":

@@ -133,7 +133,8 @@ class Results:
             found = cls(**known)
         except TypeError as error:
             raise UserError(f"{run.results_file} can't be read: {error}") from error
-        return replace(found, intervals={name: (low, high) for name, (low, high) in found.intervals.items()})
+        data = {"revision": None, "license": None, **found.data}
+        return replace(found, data=data, intervals={name: (low, high) for name, (low, high) in found.intervals.items()})
 
     def write(self, run: RunFolder) -> None:
         """Write results.json."""

@@ -19,8 +19,8 @@ LARGEST_ERROR = 2e-6
 def automatic_precision(accelerator: Any) -> tuple[str, str]:
     """What `precision="auto"` stands for: bf16-mixed on GPUs with bf16 units, float32 elsewhere.
 
-    CPUs stay with float32: their bf16 instructions make a step 2 times as fast on one and 1.5 times as slow on another
-    (docs/measurements.md), and what a CPU has does not tell which.
+    CPUs stay with float32: bf16 instructions double the products' speed on one, and make a step 1.5 times as slow on
+    another (docs/measurements.md); that a CPU has them does not tell which.
 
     Args:
         accelerator: As the Trainer takes it: "auto", "gpu", "cuda", "cpu", ..., or an object.

@@ -74,6 +74,15 @@ def test_printing_and_checking_a_configuration_imports_nothing_that_it_names(con
     assert not evil()
 
 
+def test_what_is_typed_is_the_users_own_and_wins(evil, capsys):
+    typed = ("--model", "evil.Classifier", "--model.knob", "5", "--trainer.logger", "false")
+    Path("mine.yaml").write_text(yaml.safe_dump(CONFIGS[3] | {"model": {"lr": 0.25}}))
+    assert main(["fit", "--config", "mine.yaml", *typed, "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out.removeprefix("evil module runs\n"))
+    assert shown["model"]["class_path"] == "evil.Classifier" and shown["model"]["init_args"]["knob"] == 5
+    assert shown["model"]["init_args"]["lr"] == 0.25 and shown["trainer"]["logger"] is False
+
+
 def test_fit_says_what_it_imports_before_it_does(evil, capsys):
     Path("mine.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [WATCH, "lightning.pytorch.Callback"]}}))
     status = main(["fit", "--config", "mine.yaml", "--data.source", "nowhere", "--model.backbone", "mixer_nano"])

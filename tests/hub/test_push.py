@@ -32,8 +32,12 @@ OF_THE_HUB = {".gitattributes"}
 
 @pytest.fixture
 def run(a_run, tmp_path):
-    """A copy of a finished run."""
-    return Path(shutil.copytree(a_run, tmp_path / "run"))
+    """A copy of a finished run that states no hashes, so that it can be edited."""
+    run = Path(shutil.copytree(a_run, tmp_path / "run"))
+    for file in (run / "results.json", run / "training.json"):
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps({**content, "files": {}}))
+    return run
 
 
 @pytest.fixture

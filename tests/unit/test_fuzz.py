@@ -92,9 +92,11 @@ def test_results_that_no_run_writes_are_refused_by_the_name_of_the_field(name, v
         Results.read(RunFolder(tmp_path))
 
 
-def test_losses_that_are_no_numbers_are_results(a_run, tmp_path):
+def test_losses_that_are_no_numbers_and_data_of_no_commit_are_results(a_run, tmp_path):
     shutil.copy(a_run / "results.json", tmp_path)
     content = json.loads((tmp_path / "results.json").read_text())
     content["dev"] = {"loss": float("nan"), "accuracy": 0}
+    content["data"] = {"source": "digits"}
     (tmp_path / "results.json").write_text(json.dumps(content))
-    assert Results.read(RunFolder(tmp_path)).dev["accuracy"] == 0
+    found = Results.read(RunFolder(tmp_path))
+    assert found.dev["accuracy"] == 0 and found.data == {"source": "digits", "revision": None, "license": None}
