@@ -120,6 +120,9 @@ class Predictor:
             raise UserError(f"{model} has no head: it can't classify")
         trust = None
         if coverage is not None or abstain is not None or ood:
+            if "resized" in backbone.origin:
+                problem = "what the model knows of its own errors was measured at its own size"
+                raise UserError(problem, advice="leave out {image_size}, or {coverage}, {abstain} and {ood}")
             trust = Trust(calibration_of(model, backbone.origin.get("revision")), coverage, abstain, ood)
         if where.type == "cpu":
             use_fast_float32()

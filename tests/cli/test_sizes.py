@@ -68,9 +68,11 @@ def test_distillation_at_several_sizes_killed_and_resumed_ends_with_bitwise_the_
     # The model answers at each of its sizes, by any command.
     config = json.loads((whole / "model" / "config.json").read_text())
     assert config["mixer_finetune"]["image_sizes"] == [[24, 24], [32, 32], [32, 40]]
-    cli("predict", whole, photos, "--image_size", "[32,40]", check=0)
+    cli("predict", whole, photos, "--image_size", "[32,40]", "--output", "p.csv", check=0)
+    said = cli("predict", whole, photos, "--image_size", 24, "--coverage", 0.9, "--output", "q.csv", check=2).stderr
+    assert "was measured at its own size; leave out --image_size, or --coverage" in said
     model = load_backbone(whole, image_size=(32, 40)).eval()
-    with open(tmp_path / "predictions.csv", newline="") as file:
+    with open(tmp_path / "p.csv", newline="") as file:
         row = next(csv.DictReader(file))
     (name, probability), *_ = model.predict(row["file"], 1).items()
     assert (row["label_1"], float(row["probability_1"])) == (name, pytest.approx(probability, abs=1e-5))
