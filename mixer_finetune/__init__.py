@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mixer_finetune.backbones.load import load_backbone
     from mixer_finetune.data.module import ImageDataModule
     from mixer_finetune.engine.fit import fit
+    from mixer_finetune.errors import UserError
     from mixer_finetune.runs import RunFolder
     from mixer_finetune.training.classifier import MixerClassifier
 

@@ -11,6 +11,8 @@ import sys
 
 from rich.console import Console
 
+from mixer_finetune.texts import terminal_line
+
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -20,10 +22,11 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a line."""
         try:
+            line = terminal_line(record.getMessage())
             if record.levelno >= logging.WARNING:
-                print(f"warning: {record.getMessage()}", file=sys.stderr)
+                print(f"warning: {line}", file=sys.stderr)
             else:
-                console.print(record.getMessage(), markup=False)
+                console.print(line, markup=False, emoji=False)
         except (OSError, ValueError):
             return  # nobody reads any more: the terminal is gone
 

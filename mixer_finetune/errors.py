@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from mixer_finetune.texts import cut
+
 _PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.[a-z_]+)?)\}")
 
 
@@ -34,6 +36,7 @@ class UserError(Exception):
     def __init__(
         self, problem: str, *, option: str | None = None, choices: str | None = None, advice: str | None = None
     ) -> None:
+        problem = cut(problem)
         super().__init__(problem)
         self.problem, self.option, self.choices = problem, option, choices
         if advice is None and option is not None:

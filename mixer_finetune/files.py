@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mixer_finetune.errors import UserError
+
 # A full disk, or no right to write.
 UNWRITABLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR))
 # A temporary file names its writer, so that it can be told whether that one still lives.
@@ -38,6 +40,27 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def link_to_elsewhere(folder: Path) -> Path | None:
+    """A link in a folder, or in the folders in it, that leads out of it; None where there is none."""
+    root = folder.resolve()
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(place, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                return path
+    return None
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse to write to what is a link to another place: somebody else chose that place.
+
+    Raises:
+        UserError: The path is a link.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, which is not followed; remove it")
 
 
 def sweep(folder: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Separate streams of random numbers, so that no two uses share a value.
-ORDER, CROP, AUGMENT, DROP_PATH, DEV_SPLIT, BALANCE, FOLDS, SUBSET, MIX, STREAM = range(10)
+ORDER, CROP, AUGMENT, DROP_PATH, DEV_SPLIT, BALANCE, FOLDS, SUBSET, MIX, STREAM, SIZE, SWEEP = range(12)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

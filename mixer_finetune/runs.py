@@ -3,7 +3,8 @@
     runs/<recipe>/<date-time>/
         config.yaml  metrics.csv  training.json  results.json  predictions.csv
         learning_curves.png  confusion_matrix.png  report.html
-        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,README.md}  tensorboard/
+        checkpoints/{last,best}.ckpt  model/{config.json,model.safetensors,calibration.json,README.md}  tensorboard/
+        adapter/{adapter_config.json,adapter_model.safetensors,config.json}  (LoRA and DoRA)
         export/  push.json                                        (of the commands export and push)
 
 Nothing here imports torch, so that commands which only look at runs start at once.
@@ -12,17 +13,24 @@ Nothing here imports torch, so that commands which only look at runs start at on
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mixer_finetune.errors import UserError
-from mixer_finetune.files import sweep, write_text
+from mixer_finetune.files import link_to_elsewhere, sweep, write_text
+from mixer_finetune.plain_yaml import read_plain
+
+log = logging.getLogger(__name__)
+RUNS = "runs"  # where runs are, as `fit --output_dir` has it by default
+LAST = "last"  # the newest of them, in the place of a path
+_STAMP = "%Y-%m-%d_%H-%M-%S"
+_STAMPED = re.compile(r"(?P<stamp>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_(?P<attempt>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,16 @@ class RunFolder(os.PathLike[str]):
         return self.path / "model"
 
     @property
+    def adapter(self) -> Path:
+        """The adapter folder, where an adapter was trained."""
+        return self.path / "adapter"
+
+    @property
+    def calibration_file(self) -> Path:
+        """What the dev split says of how far the model can be trusted; not there where there is none."""
+        return self.model / "calibration.json"
+
+    @property
     def predictions_file(self) -> Path:
         """Each evaluated image with its most probable labels."""
         return self.path / "predictions.csv"
@@ -138,7 +156,7 @@ class RunFolder(os.PathLike[str]):
     @classmethod
     def planned(cls, output_dir: str, name: str) -> RunFolder:
         """`output_dir/name/<date-time>`, which is not made yet."""
-        return cls(Path(output_dir).expanduser() / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        return cls(Path(output_dir).expanduser() / name / datetime.now().strftime(_STAMP))
 
     def create(self) -> RunFolder:
         """Make the folder; where another run has it already, one beside it.
@@ -167,11 +185,12 @@ class RunFolder(os.PathLike[str]):
         """A run folder that is there; temporary files of processes that were killed are removed from it.
 
         Raises:
-            UserError: The folder is not a run folder.
+            UserError: The folder is not a run folder, or holds a link that leads elsewhere.
         """
-        run = cls(Path(path).expanduser())
+        run = cls(find_run(path))
         if not run.config_file.is_file():
             raise UserError(f"{path} is not a run folder: it has no config.yaml; expected runs/<recipe>/<date-time>")
+        run.check_links()
         sweep(run.path)
         return run
 
@@ -182,7 +201,7 @@ class RunFolder(os.PathLike[str]):
         Raises:
             UserError: The path is neither a run folder nor a checkpoint inside one.
         """
-        target = Path(path).expanduser()
+        target = find_run(path)
         if target.is_dir():
             return cls.open(target), None
         if not target.is_file():
@@ -193,6 +212,44 @@ class RunFolder(os.PathLike[str]):
                 f"{path} lies in no run folder", advice="say what to use it on with {recipe} or {data.source}"
             )
         return cls.open(folder), target
+
+    @property
+    def started(self) -> datetime:
+        """When the run began, in local time: its folder's name, or where that is another one, when it was configured.
+
+        Raises:
+            OSError: The folder is gone.
+        """
+        if found := _STAMPED.fullmatch(self.path.name):
+            try:
+                return datetime.strptime(found["stamp"], _STAMP)
+            except ValueError:
+                pass  # digits that are no date
+        return datetime.fromtimestamp(int(self.config_file.stat().st_mtime))
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it lies where `fit` makes runs, `<folder>/<recipe>/<date-time>`, or `slurm-<job>` in its place."""
+        name = self.path.resolve().name
+        return bool(_STAMPED.fullmatch(name)) or name.startswith("slurm-")
+
+    @property
+    def in_time(self) -> tuple[datetime, int, str]:
+        """What orders runs by when they began."""
+        found = _STAMPED.fullmatch(self.path.name)
+        return self.started, int(found["attempt"] or 0) if found else 0, str(self.path)
+
+    def check_links(self) -> None:
+        """Make sure that what is read, sent and written in the folder lies in it.
+
+        Raises:
+            UserError: A link in it leads elsewhere.
+        """
+        if link := link_to_elsewhere(self.path):
+            raise UserError(
+                f"{link} is a link that leads out of the run folder, and is not followed; put in its place what "
+                "belongs there, or remove it"
+            )
 
     def discard_if_untrained(self) -> None:
         """Remove a run folder that never got a checkpoint, and the folders above it that are then empty."""
@@ -214,11 +271,15 @@ class RunFolder(os.PathLike[str]):
             UserError: It can't be read.
         """
         try:
-            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.config_file} is not valid YAML: {' '.join(str(error).split())}") from error
+            config = read_plain(self.config_file.read_text(encoding="utf-8"), str(self.config_file))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.config_file} is not valid YAML: {error}") from error
         if not isinstance(config, dict):
             raise UserError(f"{self.config_file} is not a configuration: expected keys such as model and data")
+        for group in ("model", "data", "trainer"):
+            if not isinstance(config.get(group), dict | str | None):
+                kind = type(config[group]).__name__
+                raise UserError(f"{self.config_file} is not a configuration: {group} must hold options, found a {kind}")
         return config
 
     @staticmethod
@@ -232,7 +293,7 @@ class RunFolder(os.PathLike[str]):
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} can't be read: {error}") from error
         if not isinstance(content, dict):
             raise UserError(f"{path} can't be read: expected an object, found a {type(content).__name__}")
@@ -242,3 +303,31 @@ class RunFolder(os.PathLike[str]):
     def write_json(path: Path, content: dict[str, Any]) -> None:
         """Write one of the run's JSON files."""
         write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def runs_below(folder: str | os.PathLike[str] = RUNS) -> list[RunFolder]:
+    """The runs in a folder, `<folder>/<recipe>/<date-time>` or `<folder>/<date-time>`, the newest first."""
+    root = Path(folder).expanduser()
+    found = [RunFolder(file.parent) for pattern in ("*/*/config.yaml", "*/config.yaml") for file in root.glob(pattern)]
+    return sorted(found, key=lambda run: run.in_time, reverse=True)
+
+
+def find_run(name: str | os.PathLike[str]) -> Path:
+    """The path of a run as it is named; for `last` that of the newest one in `runs/`, for `NAME/last` in `runs/NAME/`.
+
+    Which one that is, is logged. A file or folder that is called so comes first.
+
+    Raises:
+        UserError: There is no run that `last` could mean.
+    """
+    path = Path(name).expanduser()
+    if path.name != LAST or path.exists():
+        return path
+    folder = path.parent if path.is_absolute() or path.parts[0] == RUNS else RUNS / path.parent
+    if len(path.parts) > 1 and not folder.is_dir():
+        return path  # may be a repository
+    runs = runs_below(folder)
+    if not runs:
+        raise UserError(f"there is no run in {folder}/ that '{path}' could mean; name a run folder")
+    log.info(f"{path} is {runs[0]}")
+    return runs[0].path

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,9 +26,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mixer_finetune.backbones.families import get_family, get_variant
 from mixer_finetune.backbones.family import Family
-from mixer_finetune.backbones.geometry import Geometry
+from mixer_finetune.backbones.geometry import Geometry, Grid
 from mixer_finetune.backbones.preprocessing import Preprocessing
-from mixer_finetune.backbones.tokens import TokenMixing
+from mixer_finetune.backbones.tokens import TokenLinear, TokenMixing
 from mixer_finetune.errors import UserError
 
 # Images that `predict` computes at once.
@@ -111,10 +112,7 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(
             family.block(variant, tokens, token_hidden, activation) for _ in range(variant.num_blocks)
         )
-        if self.geometry.trained_grid:
-            for module in self.modules():
-                if isinstance(module, TokenMixing):
-                    module.grids = (self.geometry.grid, self.geometry.trained_grid)
+        self._take_grid(self.geometry.grid)
         self.norm = family.norm(variant.embed_dim)
         self.head: nn.Module
         self.replace_head(num_classes)
@@ -189,6 +187,33 @@ class Backbone(nn.Module):
         other.head = head
         return other
 
+    def serve(self, image_sizes: tuple[tuple[int, int], ...]) -> None:
+        """Take images of further sizes, at which the token mixing is resampled in passing, as `interpolate` does it.
+
+        Args:
+            image_sizes: (height, width) of each; none to take the weights' own size alone.
+
+        Raises:
+            UserError: One is no multiple of the patch size.
+        """
+        geometry = replace(self.geometry, image_sizes=image_sizes)
+        geometry.check(self.architecture)
+        self.geometry = geometry
+        self._take_grid(geometry.grid)
+
+    def _take_grid(self, grid: Grid) -> None:
+        """Have the blocks mix tokens on that grid."""
+        own = self.geometry.mixing_grid
+        grids = None if grid == own else (grid, own)
+        kind = TokenMixing if self.geometry.trained_grid else TokenLinear
+        for name, module in self.blocks.named_modules():
+            if isinstance(module, kind):
+                if module.grids == grids:  # the first of them: nothing changes
+                    return
+                module.grids = grids
+                if isinstance(module, TokenLinear):
+                    module.sides = next(s for end, s in self.family.sides.items() if f"{name}.weight".endswith(end))
+
     def compile_blocks(self) -> None:
         """Have torch.compile make one graph that all blocks share; parameters keep their names.
 
@@ -202,6 +227,9 @@ class Backbone(nn.Module):
                 advice="install one, such as g++, or leave out {compile}",
             )
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that a CPU is no GPU
+        if sizes := len(self.geometry.image_sizes):
+            config = torch._dynamo.config  # a graph for each size, in training and in evaluation
+            config.recompile_limit = max(config.recompile_limit, 4 * (sizes + 1))
         for block in self.blocks:
             block.compile()
 
@@ -236,12 +264,16 @@ class Backbone(nn.Module):
         Raises:
             UserError: Images of another size than the weights are for.
         """
-        expected = (self.geometry.in_chans, *self.image_size)
-        if tuple(images.shape[1:]) != expected:
+        channels, *sides = images.shape[1:]
+        size = sides[0], sides[1]
+        if channels != self.geometry.in_chans or size not in (self.image_size, *self.geometry.image_sizes):
+            expected = (self.geometry.in_chans, *self.image_size)
             raise UserError(
                 f"this {self.architecture} takes images of (channels, height, width) = {expected}, "
                 f"got {tuple(images.shape[1:])}; load it with another image_size or in_chans"
             )
+        if self.geometry.image_sizes:
+            self._take_grid(self.geometry.grid_of(size))
         x: Tensor = self.stem(images)  # (N, B, C)
         for i, block in enumerate(self.blocks):
             scale = None if keep is None else keep[i]

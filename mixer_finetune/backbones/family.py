@@ -57,7 +57,9 @@ class Variant:
         layer_scale: Initial value of the scales of the branches, where the family has them.
         imagenet_statistics: Whether images are normalised by ImageNet's mean and standard deviation, else by 0.5.
         weights: Published ones.
-        in_timm: Whether timm has an entry for it, so that timm can load its folders.
+        in_timm: Whether timm can load its folders: it has an entry for it, or for `timm_name`.
+        timm_name: timm's entry that becomes this architecture by its `mlp_ratio` and `img_size`; None where it has one
+            of the same name.
         google_files: Google's Flax files of it, below https://storage.googleapis.com/mixer_models/.
         bundled: Name of the weights of it that come with this package.
     """
@@ -71,6 +73,7 @@ class Variant:
     imagenet_statistics: bool = False
     weights: tuple[Weights, ...] = ()
     in_timm: bool = True
+    timm_name: str | None = None
     google_files: tuple[str, ...] = ()
     bundled: str | None = None
 

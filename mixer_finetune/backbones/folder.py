@@ -59,18 +59,23 @@ def model_config(backbone: Backbone, label_names: list[str] | None) -> dict[str,
     if geometry.in_chans != 3:
         arguments["in_chans"] = geometry.in_chans
     own: dict[str, Any] = {"backbone": backbone.origin}
-    if geometry.token_hidden and backbone.family.mlp_ratio_in_timm:
-        arguments["mlp_ratio"] = [geometry.token_hidden / variant.embed_dim, variant.mlp_ratio[1]]
+    if variant.timm_name:
+        own["architecture"] = backbone.architecture
+    if (geometry.token_hidden or variant.timm_name) and backbone.family.mlp_ratio_in_timm:
+        token_hidden = geometry.token_hidden or variant.token_hidden or 0
+        arguments["mlp_ratio"] = [token_hidden / variant.embed_dim, variant.mlp_ratio[1]]
     elif geometry.token_hidden:
         own["token_hidden"] = geometry.token_hidden
     if geometry.patch_size != variant.patch_size:
         own["patch_size"] = geometry.patch_size
     if geometry.trained_grid:
         own["trained_grid"] = list(geometry.trained_grid)
+    if geometry.image_sizes:
+        own["image_sizes"] = [list(size) for size in geometry.image_sizes]
     if backbone.activation != "gelu":
         own["activation"] = backbone.activation
     config: dict[str, Any] = {
-        "architecture": backbone.architecture,
+        "architecture": variant.timm_name or backbone.architecture,
         "num_classes": backbone.num_classes,
         "num_features": backbone.num_features,
         "global_pool": "avg",
@@ -166,15 +171,17 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
     architecture = _text(config["architecture"], "architecture")
     if architecture not in VARIANTS:
         raise UserError(
-            f"its architecture is '{architecture}', which is not supported; expected one of {', '.join(VARIANTS)}"
+            f"its architecture is {_shown(architecture)}, which is not supported; expected one of {', '.join(VARIANTS)}"
         )
-    variant = get_variant(architecture)
     pretrained_cfg = _object(config.get("pretrained_cfg"), "pretrained_cfg") or config  # at the root in old files
     arguments, own = _object(config.get("model_args"), "model_args"), _object(config.get(OWN_KEY), OWN_KEY)
+    architecture = _own_name(architecture, own.get("architecture"))
+    variant = get_variant(architecture)
+    _check_ratio(arguments.get("mlp_ratio"), architecture)
 
     activation = _text(own.get("activation", "gelu"), "activation")
     if activation not in GELU_FORMS:
-        raise UserError(f"it has the activation '{activation}'; known are {', '.join(GELU_FORMS)}")
+        raise UserError(f"it has the activation {_shown(activation)}; known are {', '.join(GELU_FORMS)}")
     side = variant.image_size
     channels, *sides = _list_of(3, pretrained_cfg.get("input_size") or [3, side, side], "input_size")
     size = arguments.get("img_size") or sides
@@ -186,6 +193,7 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
         in_chans=_whole(arguments.get("in_chans", channels), "in_chans", 1, 4),
         token_hidden=_token_hidden(arguments.get("mlp_ratio"), own.get("token_hidden"), variant.embed_dim),
         trained_grid=_grid(grid) if grid else None,
+        image_sizes=_sizes(own.get("image_sizes")),
     )
     geometry.check(architecture)
     num_classes = config.get("num_classes", pretrained_cfg.get("num_classes", 1000))
@@ -207,12 +215,30 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
     )
 
 
+def _own_name(architecture: str, own: Any) -> str:
+    """The architecture's name here, where timm's is that of another with other arguments."""
+    if own is None:
+        return architecture
+    if VARIANTS.get(_text(own, "architecture")) is None or VARIANTS[own].timm_name != architecture:
+        raise UserError(f"its architecture is {architecture} and {_shown(own)}, which differ")
+    return str(own)
+
+
+def _check_ratio(ratio: Any, architecture: str) -> None:
+    """Refuse another width of the channel MLP than the architecture's, which the weights would not fit."""
+    expected = get_variant(architecture).mlp_ratio[1]
+    if isinstance(ratio, list | tuple) and _list_of(2, ratio, "mlp_ratio")[1] != expected:
+        raise UserError(
+            f"its channel MLPs are {_shown(ratio[1])} times as wide as C, those of {architecture} {expected:g}"
+        )
+
+
 def _task(own: Any, problem_type: Any) -> str:
     """What the head answers, by our `task` or the `problem_type` of transformers."""
     if own is None:
         return TASK_NAMES[problem_type == "multi_label_classification"]
     if _text(own, "task") not in TASK_NAMES:
-        raise UserError(f"it has the task '{own}'; known are {', '.join(TASK_NAMES)}")
+        raise UserError(f"it has the task {_shown(own)}; known are {', '.join(TASK_NAMES)}")
     return str(own)
 
 
@@ -229,6 +255,17 @@ def _token_hidden(ratio: Any, width: Any, embed_dim: int) -> int | None:
 def _grid(value: Any) -> tuple[int, int]:
     rows, columns = _list_of(2, value, "trained_grid")
     return _whole(rows, "trained_grid", 1, _MOST_PIXELS), _whole(columns, "trained_grid", 1, _MOST_PIXELS)
+
+
+def _sizes(value: Any) -> tuple[tuple[int, int], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise UserError(f"image_sizes must be a list of sizes, got {_shown(value)}")
+    pairs = [_list_of(2, size, "each of image_sizes") for size in value]
+    return tuple(
+        (_whole(h, "image_sizes", 1, _MOST_PIXELS), _whole(w, "image_sizes", 1, _MOST_PIXELS)) for h, w in pairs
+    )
 
 
 def _label_names(value: Any, num_classes: int) -> list[str]:

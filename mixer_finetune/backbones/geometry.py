@@ -19,6 +19,8 @@ class Geometry:
         in_chans: Channels of the input.
         token_hidden: Hidden width of the token MLPs, where it is not the architecture's own.
         trained_grid: Grid that tokens are resampled to around the token mixing, where it is not the present one.
+        image_sizes: Sizes that the weights were trained for together: at another one than `image_size` the token mixing
+            is resampled in passing.
     """
 
     image_size: tuple[int, int]
@@ -26,11 +28,16 @@ class Geometry:
     in_chans: int = 3
     token_hidden: int | None = None
     trained_grid: Grid | None = None
+    image_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def grid(self) -> Grid:
         """Rows and columns of tokens in the input."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+        return self.grid_of(self.image_size)
+
+    def grid_of(self, image_size: tuple[int, int]) -> Grid:
+        """Rows and columns of tokens in an input of another size."""
+        return image_size[0] // self.patch_size, image_size[1] // self.patch_size
 
     @property
     def mixing_grid(self) -> Grid:
@@ -51,7 +58,7 @@ class Geometry:
         patch = self.patch_size
         if patch < 1:
             raise UserError(f"the patch size must be 1 or more, got {patch}", option="patch_size")
-        for size in self.image_size:
+        for size in (side for sides in (self.image_size, *self.image_sizes) for side in sides):
             if size < patch or size % patch:
                 below = max(size // patch, 1) * patch
                 raise UserError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mixer_finetune.backbones.adapter_folder import is_adapter_folder, read_adapter_folder
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import BUNDLED, VARIANTS
 from mixer_finetune.backbones.folder import ModelConfig, read_config
@@ -20,7 +21,10 @@ from mixer_finetune.backbones.geometry import Geometry
 from mixer_finetune.backbones.preprocessing import as_pair
 from mixer_finetune.backbones.resize import auto_reason, plan_resize, resize_weights
 from mixer_finetune.errors import UserError
+from mixer_finetune.hub.metadata import card_metadata
 from mixer_finetune.hub.read import download, download_url, is_repo_id
+from mixer_finetune.integrity import check_unchanged
+from mixer_finetune.runs import RunFolder
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 # The weights of a model folder: the first of these that is there.
@@ -42,9 +46,9 @@ def load_backbone(
 
     Args:
         source: A Hub id (`timm/mixer_b16_224.goog_in21k`, or `user/repo:path/Mixer-B_16.npz` for one file of a
-            repository), a local model folder, run folder or Lightning checkpoint of ours, a file or an https or gs
-            address of weights (timm's safetensors, Google's Flax .npz, Facebook's or OpenMMLab's .pth), the bundled
-            `mixer_nano`, or an architecture's name (`mixer_s16_224`), which gives fresh weights.
+            repository), a local model folder, run folder, adapter folder or Lightning checkpoint of ours, a file or an
+            https or gs address of weights (timm's safetensors, Google's Flax .npz, Facebook's or OpenMMLab's .pth), the
+            bundled `mixer_nano`, or an architecture's name (`mixer_s16_224`), which gives fresh weights.
         num_classes: Outputs of the head. None keeps the checkpoint's; the same number keeps its trained head; another
             one gets a new, zero-initialised head; 0 gets none.
         image_size: Side, or (height, width), of the input in pixels; None keeps the checkpoint's.
@@ -76,7 +80,7 @@ def load_backbone(
         model.reset_parameters(seed)
         return model
 
-    config, weights, commit = read_model(source, revision)
+    config, weights, commit, folder = _read(source, revision)
     trained = _build_on_meta(config.architecture, config.num_classes, config.geometry, config.activation)
     _check_keys(source, config.architecture, {k: tuple(v.shape) for k, v in trained.state_dict().items()}, weights)
     geometry, method = plan_resize(config.architecture, config.geometry, size, patch_size, in_chans, resize)
@@ -90,6 +94,8 @@ def load_backbone(
     model.origin = {"source": source, "weights": "pretrained", "revision": commit}
     if config.license:
         model.origin["license"] = config.license
+    if trained_on := _trained_on(folder):
+        model.origin["trained_on"] = trained_on
     if geometry != config.geometry:
         sizes = {"from": list(config.geometry.image_size), "to": list(geometry.image_size)}
         why = {"why": auto_reason(method, config.geometry, geometry)} if resize == "auto" else {}
@@ -107,23 +113,34 @@ def read_model(source: str, revision: str | None = None) -> tuple[ModelConfig, d
     Raises:
         UserError: The source does not exist or can't be read.
     """
+    return _read(source, revision)[:3]
+
+
+def _read(source: str, revision: str | None) -> tuple[ModelConfig, dict[str, Tensor], str | None, Path | None]:
+    """As `read_model`; and the model folder, where it is one."""
     if source in BUNDLED and not Path(source).exists():
-        return (*_read_folder(ASSETS / source), None)
+        return (*_read_folder(ASSETS / source), None, ASSETS / source)
     path = Path(source).expanduser()
     if path.is_file():
-        return (*_read_file(path), None)
+        return (*_read_file(path), None, None)
+    if path.is_dir() and is_adapter_folder(path):
+        return (*read_adapter_folder(path, lambda base, commit: load_backbone(base, revision=commit)), None, None)
     if path.is_dir():
-        # A run folder keeps its model folder inside.
-        return (*_read_folder(path if (path / "config.json").is_file() else path / "model"), None)
+        folder = path
+        if not (path / "config.json").is_file():
+            RunFolder(path).check_links()  # a run folder keeps its model folder inside
+            folder = RunFolder(path).model
+        return (*_read_folder(folder), None, folder)
     if source.startswith(("https://", "http://", "gs://")):
-        return (*_read_file(download_url(source, "backbone")), None)
+        return (*_read_file(download_url(source, "backbone")), None, None)
     repo_id, _, file = source.partition(":")
     if is_repo_id(repo_id) and file:
         folder, commit = download(repo_id, "model", [(file,)], revision, "backbone")
-        return (*_read_file(folder / file), commit)
+        return (*_read_file(folder / file), commit, None)
     if is_repo_id(source):
-        folder, commit = download(source, "model", [("config.json",), WEIGHT_FILES], revision, "backbone")
-        return (*_read_folder(folder), commit)
+        wanted = [("config.json",), WEIGHT_FILES, ("README.md", "config.json")]  # a card, where there is one
+        folder, commit = download(source, "model", wanted, revision, "backbone")
+        return (*_read_folder(folder), commit, folder)
     near = difflib.get_close_matches(source, [*BUNDLED, *VARIANTS], n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise UserError(
@@ -135,6 +152,7 @@ def read_model(source: str, revision: str | None = None) -> tuple[ModelConfig, d
 
 def _read_file(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """A file of weights, and the config that stands beside it or that the weights imply."""
+    check_unchanged(path)
     config, weights = read_weights(path)
     if config is None:
         beside = path.parent / "config.json"
@@ -148,7 +166,15 @@ def _read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     for is_there, name in ((config_file.is_file(), "config.json"), (bool(files), WEIGHT_FILES[0])):
         if not is_there:
             raise UserError(f"{folder} is not a model folder: it has no {name}", option="backbone")
+    check_unchanged(config_file, files[0])
     return read_config(config_file), read_weights(files[0])[1]
+
+
+def _trained_on(folder: Path | None) -> list[str]:
+    """Data sets that the weights were trained on, by their ids on the Hub, as the card in the model folder says."""
+    stated = card_metadata(folder / "README.md" if folder else None).get("datasets") or []
+    stated = [stated] if isinstance(stated, str) else stated
+    return [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
 
 
 def _build_on_meta(architecture: str, num_classes: int, geometry: Geometry, activation: str) -> Backbone:

@@ -138,7 +138,7 @@ _MISNAMED = (
     "against 80.64 / 82.89): to fine-tune, start from goog_in21k or miil_in21k"
 )
 
-# Sizes: table 1 of the paper. `mixer_nano_32` is this project's own.
+# Sizes: table 1 of the paper. `mixer_nano_32` and `mixer_micro_64` are this project's own.
 FAMILY = Family(
     name="mixer",
     block=_block,
@@ -155,6 +155,9 @@ FAMILY = Family(
     layouts=(_OPENMMLAB,),
     variants={
         "mixer_nano_32": Variant(4, 8, 96, image_size=32, in_timm=False, bundled="mixer_nano"),
+        "mixer_micro_64": Variant(
+            16, 8, 512, mlp_ratio=(0.25, 1.0), image_size=64, timm_name="mixer_s16_224", bundled="mixer_micro"
+        ),
         "mixer_s32_224": Variant(32, 8, 512, google_files=("gsam/Mixer-S_32.npz",)),
         "mixer_s16_224": Variant(16, 8, 512, google_files=("gsam/Mixer-S_16.npz",)),
         "mixer_s8_224": Variant(8, 8, 512, in_timm=False, google_files=("gsam/Mixer-S_8.npz",)),

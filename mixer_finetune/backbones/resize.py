@@ -35,8 +35,9 @@ Shapes: g = (rows, columns) of a grid, N = rows x columns tokens, in raster orde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ from torch import Tensor
 from mixer_finetune.backbones.families import get_variant
 from mixer_finetune.backbones.family import Side
 from mixer_finetune.backbones.geometry import Geometry, Grid
-from mixer_finetune.backbones.resampling import grid_resampling
+from mixer_finetune.backbones.resampling import grid_resampling, resample_sides
 from mixer_finetune.errors import UserError
 
 METHODS = ("auto", "interpolate", "block_diagonal", "features", "patch")
@@ -120,7 +121,8 @@ def plan_resize(
     rows, columns = old.grid
     side = size[0] // rows
     keeps_grid = side > 0 and (side * rows, side * columns) == size and patch_size in (None, side)
-    if method == "auto" and keeps_grid and side < old.patch_size and not old.trained_grid:
+    together = old.image_sizes and patch_size in (None, old.patch_size)  # by `interpolate`, and so loaded by it
+    if method == "auto" and keeps_grid and side < old.patch_size and not old.trained_grid and not together:
         method = "patch"
     if method == "patch":
         if not keeps_grid:
@@ -136,6 +138,8 @@ def plan_resize(
         new = replace(new, patch_size=patch_size)
     if in_chans is not None:
         new = replace(new, in_chans=in_chans)
+    if new.grid != old.grid or new.patch_size != old.patch_size:
+        new = replace(new, image_sizes=())  # from the present grid's weights others would not be what was trained
     new.check(architecture)
     trained = old.mixing_grid
     if new.grid == trained:
@@ -157,6 +161,8 @@ def plan_resize(
 
 def auto_reason(method: str, old: Geometry, new: Geometry) -> str:
     """Why "auto" came to a method, for the user; measured by tests/benchmarks/resize_methods.py."""
+    if old.image_sizes and method == "interpolate":
+        return "the weights were trained for several sizes with it"
     if method == "patch" and new.patch_size < old.patch_size:
         return "the most accurate for smaller images; interpolate has fewer tokens, and so is faster, and loads in timm"
     return {
@@ -192,9 +198,10 @@ def resize_weights(
     resized["stem.proj.weight"] = resize_patch_embedding(stem, new.patch_size)
     if method not in ("interpolate", "block_diagonal"):
         return resized
-    change: _Interpolation | _BlockDiagonal
+    change: Callable[[Tensor, tuple[Side, ...]], Tensor]
     if method == "interpolate":
-        change = _Interpolation(grid_resampling(old.grid, new.grid), grid_resampling(new.grid, old.grid))
+        to_new, to_old = grid_resampling(old.grid, new.grid), grid_resampling(new.grid, old.grid)
+        change = partial(resample_sides, to_new=to_new, to_old=to_old)
     else:
         change = _BlockDiagonal(old.grid, _factors(old.grid, new.grid))
     for name, value in weights.items():
@@ -202,18 +209,6 @@ def resize_weights(
             if name.endswith(ending):
                 resized[name] = change(value.double(), indexed).to(value.dtype)
     return resized
-
-
-class _Interpolation:
-    """R+ on a spatial output side, R on a spatial input side."""
-
-    def __init__(self, to_new: Tensor, to_old: Tensor) -> None:
-        self.to_new, self.to_old = to_new, to_old
-
-    def __call__(self, value: Tensor, sides: tuple[Side, ...]) -> Tensor:
-        if sides[0] == "tokens":
-            value = self.to_new @ value
-        return value @ self.to_old if sides[1:] == ("tokens",) else value
 
 
 class _BlockDiagonal:

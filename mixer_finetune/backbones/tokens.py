@@ -10,17 +10,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mixer_finetune.backbones.family import Side
 from mixer_finetune.backbones.geometry import Grid
-from mixer_finetune.backbones.resampling import resample_tokens
+from mixer_finetune.backbones.resampling import resample_tokens, resampled_in_passing
 
 
 class TokenLinear(nn.Linear):
-    """A linear map across tokens. It is always called as a module, so that an adapter can take its place."""
+    """A linear map across tokens. It is always called as a module, so that an adapter can take its place.
+
+    Attributes:
+        grids: The present grid and that of its parameters, which are resampled in passing; None when they are the same.
+        sides: What the sides of its weight index, where they are resampled.
+    """
+
+    grids: tuple[Grid, Grid] | None = None
+    sides: tuple[Side, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, B, C) to (M, B, C)."""
-        mixed = torch.addmm(self.bias[:, None], self.weight, x.flatten(1))  # (M, B C)
-        return mixed.view(self.out_features, *x.shape[1:])
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if self.grids is not None:
+            present, own = self.grids
+            weight, bias = resampled_in_passing(weight, bias, self.sides, own, present)
+        mixed = torch.addmm(bias[:, None], weight, x.flatten(1))  # (M, B C)
+        return mixed.view(-1, *x.shape[1:])
 
 
 class TokenMixing(nn.Module):

@@ -34,7 +34,8 @@ def export(
     """
     from mixer_finetune.runs import RunFolder
     from mixer_finetune.sharing import export as exporting
+    from mixer_finetune.texts import terminal
 
     target = Path(output).expanduser() if output else None
-    print(exporting.export(RunFolder.open(run), format, target, dtype, quantize))
+    print(terminal(exporting.export(RunFolder.open(run), format, target, dtype, quantize)))
     return 0

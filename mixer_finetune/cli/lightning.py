@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mixer_finetune.engine.arguments import take_apart
+from mixer_finetune.engine.arguments import normalised, take_apart, take_classes
 from mixer_finetune.engine.recipes import all_recipes
 from mixer_finetune.errors import UserError
 from mixer_finetune.runs import RunFolder
@@ -35,6 +35,7 @@ COMMON = {
     "model": (
         "backbone", "image_size", "resize", "train", "head", "optimizer", "lr", "layer_decay", "weight_decay",
         "warmup_steps", "label_smoothing", "drop_path", "ema_decay", "sam_rho", "class_weights",
+        "teacher", "train_sizes",
     ),
     "data": (
         "source", "val_fraction", "batch_size", "micro_batch_size", "sampling", "crop_area", "flip", "rotation",
@@ -48,7 +49,17 @@ COMMON = {
 # Options of the data that only training takes notice of, beside augmentation.
 OF_TRAINING = ("batch_size", "micro_batch_size", "sampling", "repeats", "plain_batches")
 _OWN = ("recipe", "config", "resume", "ckpt_path", "print_config", "help")
-_RUN = ("seed_everything", "output_dir", "name", "weights", "early_stopping", "push", "save_every_n_steps")
+_RUN = (
+    "seed_everything",
+    "output_dir",
+    "name",
+    "weights",
+    "early_stopping",
+    "calibrate",
+    "evaluate_on",
+    "push",
+    "save_every_n_steps",
+)
 
 
 def fit(arguments: list[str]) -> int:
@@ -60,7 +71,7 @@ def fit(arguments: list[str]) -> int:
         return 0
     take_apart(rest)  # mistakes in names and files are found before anything heavy is imported
     if resume:
-        RunFolder.open(resume)
+        resume = str(RunFolder.open(resume))
     rest, print_config = _without(rest, "--print_config")
     if print_config:
         return _print_config(rest, resume)
@@ -91,7 +102,7 @@ def _evaluate(command: str, role: str, arguments: list[str]) -> int:
     rest, print_config = _without(rest, "--print_config")
     from mixer_finetune.engine.evaluate import configure_evaluation, evaluate
 
-    cli = configure_evaluation(target, rest, checkpoint)
+    cli = configure_evaluation(target, rest, checkpoint, imports=not print_config)
     if print_config:
         return _show(cli.plain())
     evaluate(cli, role)
@@ -134,8 +145,9 @@ def _refuse_words(arguments: list[str]) -> None:
 def _print_config(arguments: list[str], resume: str | None) -> int:
     from mixer_finetune.engine.parser import configure
 
-    base = RunFolder.open(resume).read_config() if resume else None
-    return _show(configure(arguments, base, needs_data=False).plain())
+    taken, base = take_apart(arguments), normalised(RunFolder.open(resume).read_config() if resume else {})
+    taken.classes = take_classes(base) | taken.classes
+    return _show(configure(taken, base, needs_data=False, imports=False).plain())
 
 
 def _show(config: dict[str, Any]) -> int:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 from mixer_finetune import __version__
 from mixer_finetune.errors import Interrupted, UserError
+from mixer_finetune.texts import terminal_line
 
 # Commands whose options are Lightning's, in lightning.py; those that are a function in a file of their own, whose
-# signature has the options; those that have options of their own beside those of `fit`'s data; and those that only
+# signature has the options; those that have options of their own beside those of `fit`; and those that only
 # list. Each with what it does, for the overview.
 _LIGHTNING = {
     "fit": "fine-tune: fit --recipe digits [--recipe ddp] [--config mine.yaml] [--model.lr 0.01] ...\n"
@@ -25,10 +26,14 @@ _FUNCTIONS = {
     "report": "write RUN/report.html again: report RUN [--output FILE]",
     "export": "write a finished run's model for other runtimes: export RUN --format onnx|torch-export|safetensors",
     "soup": "average several runs into one model: soup RUN RUN ... [--output FOLDER]",
+    "runs": "list runs with their results: runs [--source digits] [--sort result] [--json]",
+    "compare": "is one run better than another: compare RUN RUN ... [--output FOLDER]",
     "push": "put a finished run's model on the Hugging Face Hub: push RUN user/name [--private] [--dry_run]",
 }
 _MIXED = {
+    "plan": "what a fit would do, take and write, from a few steps of it: plan --recipe digits [options of fit]",
     "probe": "which backbone, block and resolution transfer best: probe --backbone A --backbone B --data.source DATA",
+    "sweep": "try options, choose on the dev split, test once: sweep --vary model.lr=0.01,0.03 [options of fit]",
     "audit": "copies, likely label errors, outliers and odd images of a data set, with their pictures: audit DATA",
 }
 _LISTS = {
@@ -46,7 +51,10 @@ usage: mixer-finetune COMMAND ...     (or: python -m mixer_finetune COMMAND ...)
 Every command takes --help, and --debug to show the traceback of an error.
 To begin: mixer-finetune fit --recipe digits"""
 # What others call a command.
-HABITS = {"train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "val": "validate", "infer": "predict"}
+HABITS = {
+    "train": "fit", "finetune": "fit", "eval": "test", "evaluate": "test", "val": "validate", "infer": "predict",
+    "list": "runs", "ls": "runs", "diff": "compare",
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,7 +150,7 @@ def _complain(line: str) -> int:
     from mixer_finetune.console import is_first_process
 
     if is_first_process():
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {terminal_line(line)}", file=sys.stderr)
     return 2
 
 
@@ -152,6 +160,6 @@ def _say_interrupted(error: Interrupted) -> None:
     line = f"interrupted by {error.signal_name}" + (f"; {error.advice}" if error.advice else "")
     try:
         if is_first_process():
-            print(line, file=sys.stderr, flush=True)
+            print(terminal_line(line), file=sys.stderr, flush=True)
     except OSError:
         return  # nobody reads any more: the terminal is gone

@@ -131,6 +131,7 @@ def _print_table(rows: list[dict[str, Any]], best: dict[str, Any], shots: Sequen
     from statistics import mean, stdev
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -147,7 +148,7 @@ def _print_table(rows: list[dict[str, Any]], best: dict[str, Any], shots: Sequen
             values = [100 * value for value in row["few_shot"].get(count, ())]
             spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{mean(values):.1f}%{spread}" if values else "")
-        table.add_row(*cells, f"{sum(row['seconds'].values()):.1f}")
+        table.add_row(*map(escape, cells), f"{sum(row['seconds'].values()):.1f}")
     console = Console(highlight=False)
     if not console.is_terminal:  # a file has no right margin
         console.width = _WIDE

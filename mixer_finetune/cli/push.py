@@ -35,7 +35,8 @@ def push(
     """
     from mixer_finetune.runs import RunFolder
     from mixer_finetune.sharing import push as pushing
+    from mixer_finetune.texts import terminal
 
     options = {"private": private, "create_pr": create_pr, "force": force, "dry_run": dry_run}
-    print(pushing.push(RunFolder.open(run), repo_id, revision=revision, **options))
+    print(terminal(pushing.push(RunFolder.open(run), repo_id, revision=revision, **options)))
     return 0

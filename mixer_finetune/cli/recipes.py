@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mixer_finetune.engine.recipes import all_recipes, description, find_recipe, recipe_folder
 from mixer_finetune.errors import UserError
+from mixer_finetune.texts import terminal, terminal_line
 
 USAGE = """usage: mixer-finetune recipes [show NAME | copy NAME FILE | validate NAME|FILE]
 
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
         case []:
             _list()
         case ["show", name]:
-            print(find_recipe(name).read_text(encoding="utf-8"), end="")
+            print(terminal(find_recipe(name).read_text(encoding="utf-8")), end="")
         case ["copy", name, file]:
             _copy(name, Path(file).expanduser())
         case ["validate", name]:
@@ -67,7 +68,7 @@ def _validate(path: Path) -> int:
     take_classes(content)
     errors = config_errors(MixerCLI(Arguments()).parser, content, imports=False)
     for error in errors:
-        print(f"{path}: {error.spelled(spell)}", file=sys.stderr)
+        print(terminal_line(f"{path}: {error.spelled(spell)}"), file=sys.stderr)
     if not errors:
         print(f"{path}: nothing wrong")
     return 2 if errors else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,9 @@ def report(
     """
     from mixer_finetune.evaluation.report import write_report
     from mixer_finetune.runs import RunFolder
+    from mixer_finetune.texts import terminal_line
 
     target = Path(output).expanduser() if output else None
-    print(f"wrote {write_report(RunFolder.open(run), target, method=explain, say=print)}")
+    say: Callable[[str], None] = lambda line: print(terminal_line(line))  # noqa: E731
+    say(f"wrote {write_report(RunFolder.open(run), target, method=explain, say=say)}")
     return 0

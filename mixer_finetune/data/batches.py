@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from mixer_finetune.backbones.cropping import cut_out, evaluation_photo
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.decoded import decoded_pixels
 from mixer_finetune.data.sampling import MicroBatch
+from mixer_finetune.data.sizes import SizePlan
 from mixer_finetune.data.sources import Split
 from mixer_finetune.errors import UserError
 from mixer_finetune.images import MAX_PIXELS, BadImage, open_photo
@@ -51,6 +53,7 @@ class Batch(NamedTuple):
         partner: Whether the first sample is there only to be mixed into the second.
         failed: Why the images can't be had at all; empty where they can.
         unpaired: Which of the others are mixed with nothing, since the one before could not be decoded.
+        size: (S, T), where it is not the backbone's own.
     """
 
     images: Tensor
@@ -66,6 +69,7 @@ class Batch(NamedTuple):
     failed: str = ""
     partner: bool = False
     unpaired: tuple[int, ...] = ()
+    size: tuple[int, int] | None = None
 
 
 class DecodedImages(Dataset[Batch]):
@@ -78,16 +82,17 @@ class DecodedImages(Dataset[Batch]):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
+        largest: tuple[int, int] | None = None,
     ) -> None:
         self.split, self.preprocessing, self.augmentation, self.seed = split, preprocessing, augmentation, seed
-        self.max_pixels = max_pixels
+        self.max_pixels, self.largest = max_pixels, largest or preprocessing.image_size
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitems__(self, micro: MicroBatch) -> Batch:
         preprocessing = self.preprocessing
-        size = preprocessing.image_size
+        size = micro.size or preprocessing.image_size
         images = torch.empty(len(micro.indices), len(preprocessing.mean), *size, dtype=torch.uint8)
         good: list[int] = []
         bad: list[tuple[int, str]] = []
@@ -148,6 +153,7 @@ class DecodedImages(Dataset[Batch]):
             notes=tuple(notes),
             partner=micro.partner,
             unpaired=unpaired,
+            size=micro.size,
         )
 
 
@@ -178,6 +184,7 @@ class SmallImages(Dataset[Batch]):
             cropped=False,
             bad=(),
             partner=micro.partner,
+            size=micro.size,
         )
 
 
@@ -219,6 +226,7 @@ def batch_dataset(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     max_pixels: int = MAX_PIXELS,
+    plan: SizePlan | None = None,
 ) -> Dataset[Batch]:
     """The split as a data set that gives whole batches, from memory if its images are small.
 
@@ -228,11 +236,16 @@ def batch_dataset(
         augmentation: For training; None gives the evaluation crop.
         seed: Of the run.
         max_pixels: Most pixels that are decoded of one image.
+        plan: Of the training images' sizes, where they have several.
     """
-    pixels = decoded_pixels(split, preprocessing)
+    # From memory images are only enlarged, and not padded.
+    narrowest = preprocessing if plan is None else replace(preprocessing, image_size=plan.narrowest)
+    padded = plan is not None and preprocessing.crop_mode == "border"
+    pixels = None if padded else decoded_pixels(split, narrowest)
     if pixels is not None:
         return SmallImages(pixels, _targets(split.labels))
-    return DecodedImages(split, preprocessing, augmentation, seed, max_pixels)
+    largest = preprocessing.image_size if plan is None else plan.largest
+    return DecodedImages(split, preprocessing, augmentation, seed, max_pixels, largest)
 
 
 def _targets(labels: NDArray[Any]) -> Tensor:
@@ -324,7 +337,7 @@ def _workers(data: DecodedImages, sampler: Any, asked: int | None, processes: in
     workers = min(asked, len(sampler))
     if not workers:
         return 0, None
-    batch = len(data.preprocessing.mean) * math.prod(data.preprocessing.image_size) * sampler.largest
+    batch = len(data.preprocessing.mean) * math.prod(data.largest) * sampler.largest
     room = _shared_memory() / 2 / processes
     prefetch = next((n for n in (4, 3, 2, 1) if workers * (n + 1) * batch <= room), 0)
     if not prefetch:

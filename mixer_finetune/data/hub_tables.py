@@ -20,6 +20,7 @@ from mixer_finetune.data.parquet import readable
 from mixer_finetune.data.reading import Asked, LabelledFiles, Tables
 from mixer_finetune.errors import UserError
 from mixer_finetune.files import write_atomically
+from mixer_finetune.hub.metadata import card_metadata
 from mixer_finetune.hub.progress import paced
 from mixer_finetune.hub.read import fetch, hub_errors, is_repo_id, warn_of_cache
 from mixer_finetune.hub.retry import is_transient, retried
@@ -162,13 +163,13 @@ def _image_folder(repo_id: str, builder: Any, commit: str) -> Path | None:
 
 
 def _states_configurations(repo_id: str, commit: str) -> bool:
-    from huggingface_hub import errors, metadata_load
+    from huggingface_hub import errors
 
     try:
         card = fetch(repo_id, "dataset", "README.md", commit)
     except errors.RemoteEntryNotFoundError:
         return False
-    return bool((metadata_load(card) or {}).get("configs"))
+    return bool(card_metadata(card).get("configs"))
 
 
 def _snapshot(repo_id: str, commit: str) -> Path:

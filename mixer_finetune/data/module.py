@@ -21,6 +21,7 @@ from mixer_finetune.data.classes import match_classes
 from mixer_finetune.data.exclude import leave_out
 from mixer_finetune.data.preparing import augmented, evaluation_images
 from mixer_finetune.data.sampling import CurrentBatches, EvaluationSampler, GlobalBatchSampler
+from mixer_finetune.data.sizes import SizePlan
 from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.data.streaming import streamed_order
 from mixer_finetune.data.subsets import Subsets
@@ -290,7 +291,28 @@ class ImageDataModule(pl.LightningDataModule):
             self.repeats,
             partners=self.augmentation.mixes,
             order=order,
+            size_of=self._size_of,
         )
+
+    @property
+    def size_plan(self) -> SizePlan | None:
+        """Of the training images' sizes, as the module that is trained has it; None where all have one size."""
+        plan = getattr(getattr(self.trainer, "lightning_module", None), "size_plan", None)
+        return plan if isinstance(plan, SizePlan) else None
+
+    def _size_of(self, epoch: int, step: int) -> tuple[int, int] | None:
+        if (plan := self.size_plan) is None:
+            return None
+        return plan.at(epoch * self.epoch_steps + step, self.total_steps, self.epoch_steps)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of an epoch, as the trainer limits it."""
+        plan, trainer = self.train_batches, self.trainer
+        assert trainer is not None
+        limit = trainer.limit_train_batches
+        micro = min(int(len(plan) * limit) if isinstance(limit, float) else limit or 0, len(plan))
+        return -(-micro // plan.accumulate)
 
     @property
     def total_steps(self) -> int:
@@ -301,14 +323,10 @@ class ImageDataModule(pl.LightningDataModule):
         Raises:
             UserError: The run has no end, or no step.
         """
-        plan, trainer = self.train_batches, self.trainer
+        trainer = self.trainer
         assert trainer is not None
-        limit = trainer.limit_train_batches
-        micro = min(int(len(plan) * limit) if isinstance(limit, float) else limit or 0, len(plan))
         epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-        bounds = [
-            n for n in (-(-micro // plan.accumulate) * epochs if epochs >= 0 else -1, trainer.max_steps) if n >= 0
-        ]
+        bounds = [n for n in (self.epoch_steps * epochs if epochs >= 0 else -1, trainer.max_steps) if n >= 0]
         if not bounds:
             raise UserError("the run has no end", advice="set {trainer.max_epochs} or {trainer.max_steps}")
         if min(bounds) == 0:
@@ -378,12 +396,13 @@ class ImageDataModule(pl.LightningDataModule):
     ) -> EpochLoader:
         features = self._features(role)
         # Another model may want other images; those of train may be asked for as in evaluation, too.
-        key = role, self.preprocessing, features is not None, augmentation is not None
+        plan = None if augmentation is None else self.size_plan
+        key = role, self.preprocessing, features is not None, augmentation is not None, plan
         if key not in self._datasets and features is not None:
             self._datasets[key] = FeatureRows(features.layer(), self.splits[role].labels, features.bad)
         elif key not in self._datasets:
             self._datasets[key] = batch_dataset(
-                self.require(role), self.preprocessing, augmentation, self.seed, self.max_image_pixels
+                self.require(role), self.preprocessing, augmentation, self.seed, self.max_image_pixels, plan
             )
         return batch_loader(
             self._datasets[key],

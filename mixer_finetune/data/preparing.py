@@ -32,7 +32,7 @@ def augmented(batch: Batch, augmentation: Augmentation, preprocessing: Preproces
     images, drawn_by = batch.images, (seed, batch.epoch, batch.keys)
     mirrored = not batch.cropped and augmentation.flip
     if not batch.cropped:
-        (height, width), size = images.shape[-2:], preprocessing.image_size
+        (height, width), size = images.shape[-2:], batch.size or preprocessing.image_size
         boxes = crop_boxes(augmentation, *drawn_by, height, width, size, preprocessing.crop_mode)
         if mirrored:
             boxes = mirror_boxes(boxes, *drawn_by)

@@ -93,6 +93,7 @@ class MicroBatch(NamedTuple):
             of a sample.
         partner: Whether the first sample is the one before the micro-batch's own, there only to be mixed into them;
             `first` is then the position of the second.
+        size: (height, width) of the images, where it is not the backbone's own.
     """
 
     epoch: int
@@ -101,6 +102,7 @@ class MicroBatch(NamedTuple):
     global_size: int
     keys: NDArray[np.int64]
     partner: bool = False
+    size: tuple[int, int] | None = None
 
 
 class GlobalBatchSampler:
@@ -122,6 +124,7 @@ class GlobalBatchSampler:
             has as many steps as ever, of fewer samples.
         partners: Whether each micro-batch begins with the sample before its own, to be mixed into them.
         order: Gives the permutation of an epoch, (n,); `epoch_order` when not given.
+        size_of: Gives the size of the images of a step, from the epoch and the step in it.
 
     Raises:
         UserError: A global batch has fewer samples than there are shares.
@@ -139,9 +142,10 @@ class GlobalBatchSampler:
         repeats: int = 1,
         partners: bool = False,
         order: Callable[[int], NDArray[np.int64]] | None = None,
+        size_of: Callable[[int, int], tuple[int, int] | None] | None = None,
     ) -> None:
         self._order = order or partial(epoch_order, n, seed)
-        self.labels, self.repeats, self.partners = labels, repeats, partners
+        self.labels, self.repeats, self.partners, self._size_of = labels, repeats, partners, size_of
         self.n, self.seed, self.rank, self.world_size, self.accumulate = n, seed, rank, world_size, accumulate
         self.steps = -(-n // batch_size)
         self.epoch = 0
@@ -179,7 +183,8 @@ class GlobalBatchSampler:
             at = np.arange(start + first - self.partners, start + last)
             if self.partners and first == 0:
                 at[0] = stop - 1  # the first of a global batch has the last for its partner
-            yield MicroBatch(epoch, order[at], first, size, keys[at], self.partners)
+            pixels = self._size_of(epoch, step) if self._size_of else None
+            yield MicroBatch(epoch, order[at], first, size, keys[at], self.partners, pixels)
 
     def _order_and_keys(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The samples of an epoch, (n,), and what their random numbers are drawn by, (n,)."""

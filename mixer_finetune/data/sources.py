@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from mixer_finetune.data import columns as _columns
@@ -29,6 +28,7 @@ from mixer_finetune.data.reading import BUNDLED, SPLIT_NAMES, Asked, LabelledFil
 from mixer_finetune.data.streaming import read_stream
 from mixer_finetune.data.tables import read_table
 from mixer_finetune.errors import UserError
+from mixer_finetune.hub.metadata import card_metadata
 
 # Each gives files by class, or tables; None where what is asked for is none of its own. The first that does not counts.
 _READERS: tuple[Callable[[Asked], LabelledFiles | Tables | None], ...] = (
@@ -306,17 +306,12 @@ def _unlabelled(splits: Sequence[str]) -> str:
 
 def _license(asked: Asked, commit: str | None) -> str | None:
     """What the card in the data set's folder or repository says."""
-    from huggingface_hub import metadata_load, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     card: Any = asked.path / "README.md" if asked.path else None
     if commit:
         card = try_to_load_from_cache(str(asked.source), "README.md", revision=commit, repo_type="dataset")
-    if not isinstance(card, str | Path) or not Path(card).is_file():
-        return None
-    try:
-        stated = (metadata_load(card) or {}).get("license")
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-        return None  # a README that is no card
+    stated = card_metadata(card if isinstance(card, str | Path) else None).get("license")
     return " ".join(stated) if isinstance(stated, list) else stated
 
 

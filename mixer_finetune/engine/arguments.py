@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mixer_finetune.engine.recipes import find_recipe
 from mixer_finetune.errors import UserError
+from mixer_finetune.plain_yaml import read_plain
 
 GROUPS = ("model", "data", "trainer")
 # Lightning's names of the model's own options.
@@ -41,8 +40,13 @@ HABITS = {
     "patience": "early_stopping",
     "ema": "model.ema_decay",
     "model_ema_decay": "model.ema_decay",
+    "teacher": "model.teacher",
     "layer_wise_decay": "model.layer_decay",
     "rho": "model.sam_rho",
+    "lora": "model.adapter",
+    "lora_r": "model.adapter_rank",
+    "lora_rank": "model.adapter_rank",
+    "lora_alpha": "model.adapter_alpha",
     "sampler": "data.sampling",
     "freeze": "model.train",
     "smoothing": "model.label_smoothing",
@@ -174,11 +178,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: The file can't be read, does not parse or is not a mapping.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_plain(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise UserError(f"the configuration {path} can't be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
     if config is None:
         return {}
     if not isinstance(config, dict):

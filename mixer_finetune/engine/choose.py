@@ -12,11 +12,11 @@ from torch import Tensor
 from mixer_finetune.backbones.foreign import load_checkpoint
 from mixer_finetune.engine.parts import Parts
 from mixer_finetune.runs import RunFolder
-from mixer_finetune.training.averages import between
+from mixer_finetune.training.averages import between, share_by_depth
 
 log = logging.getLogger(__name__)
-# Shares of the way from the starting to the last weights that WiSE-FT tries.
-ALPHAS = tuple(i / 10 for i in range(1, 11))
+# Shares of the way from the starting to the last weights that are tried: WiSE-FT's of all, LiNeS's of the first block.
+BETWEEN = {"wise": tuple(i / 10 for i in range(1, 11)), "lines": tuple(i / 10 for i in range(11))}
 
 
 def choose_weights(parts: Parts, run: RunFolder) -> tuple[str, dict[str, float] | None]:
@@ -63,10 +63,11 @@ def _candidates(parts: Parts, run: RunFolder) -> Iterator[tuple[str, dict[str, T
         return
     if wanted == "best":
         log.info("no validation took place, so the last weights stand for the best")
-    if wanted == "wise":
-        start = load_file(run.starting_weights)
-        for alpha in ALPHAS:
-            yield "last" if alpha == 1 else f"wise {alpha:g}", between(start, last, alpha)
+    if wanted in BETWEEN:
+        start, blocks = load_file(run.starting_weights), len(model.backbone.blocks)
+        for alpha in BETWEEN[wanted]:
+            share = alpha if wanted == "wise" else share_by_depth(alpha, blocks)
+            yield "last" if alpha == 1 else f"{wanted} {alpha:g}", between(start, last, share)
     else:
         yield "last", last
     if model.ema is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 # Options that may hold a path of this machine.
-_PATHS = {"backbone", "source", "output_dir", "save_dir", "dirpath", "log_dir", "filename_root"}
+_PATHS = {"backbone", "teacher", "source", "output_dir", "save_dir", "dirpath", "log_dir", "filename_root"}
 
 
 def as_yaml(config: dict[str, Any]) -> str:
@@ -40,7 +40,7 @@ def _absolute(value: Any, key: str = "") -> Any:
         return [_absolute(inner, key) for inner in value]
     if isinstance(value, str) and key in _PATHS:
         path = Path(value).expanduser()
-        if path.exists() or key not in ("backbone", "source"):
+        if path.exists() or key not in ("backbone", "teacher", "source"):
             return str(path.absolute())
     return value
 

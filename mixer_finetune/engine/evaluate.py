@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mixer_finetune.engine.arguments import normalised, take_apart, take_classes
-from mixer_finetune.engine.fit import take_weights_of
+from mixer_finetune.engine.fit import ALREADY_DONE, take_weights_of
 from mixer_finetune.engine.interruption import interruptible
+from mixer_finetune.engine.named_classes import without_objects
 from mixer_finetune.engine.parser import MixerCLI, configure
 from mixer_finetune.engine.parts import build
 from mixer_finetune.engine.quiet import quiet
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def configure_evaluation(
-    target: str | Path | None, arguments: Sequence[str], checkpoint: str | None = None
+    target: str | Path | None, arguments: Sequence[str], checkpoint: str | None = None, *, imports: bool = True
 ) -> MixerCLI:
     """The configuration of an evaluation: the run's own, and over it what files and options say.
 
@@ -29,6 +30,7 @@ def configure_evaluation(
         target: Run folder, or a checkpoint.
         arguments: What is typed behind it.
         checkpoint: A checkpoint in place of the run's model.
+        imports: Whether foreign classes that files name may be imported.
 
     Raises:
         UserError: There is no such run or checkpoint, or an option is wrong.
@@ -48,11 +50,10 @@ def configure_evaluation(
     if run is not None:
         base = normalised(run.read_config())
         taken.classes = take_classes(base) | taken.classes
+        base = without_objects(base)
         # What shaped the run's backbone is done; what files and options say now asks for another shape.
-        shape = {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}
-        shape |= {"head": "auto"}  # its own
-        base["model"] = {**(base.get("model") or {}), **shape, "backbone": str(weights or run.model)}  # type: ignore[dict-item]
-    cli = configure(taken, base)
+        base["model"] = {**(base.get("model") or {}), **ALREADY_DONE, "backbone": str(weights or run.model)}  # type: ignore[dict-item]
+    cli = configure(taken, base, imports=imports)
     if run is None:
         take_weights_of(cli, str(weights))
     return cli

@@ -9,21 +9,27 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.engine.parts import Parts
+from mixer_finetune.engine.sizes import measure_other_sizes, with_own
 from mixer_finetune.errors import NoImagesError
 from mixer_finetune.evaluation.figures import write_pictures
 from mixer_finetune.evaluation.kinds import KINDS
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.report import write_report
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text, versions
+from mixer_finetune.evaluation.sizes import size_rows
 from mixer_finetune.files import write_text
+from mixer_finetune.integrity import hashes_of
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card import model_card
 from mixer_finetune.sharing.push import push
+from mixer_finetune.training.calibration import Calibration
 from mixer_finetune.training.judgement import judge_training
 from mixer_finetune.training.metrics_file import read_rows
+from mixer_finetune.training.reliability import Reliability
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +53,10 @@ def finish(parts: Parts, run: RunFolder) -> None:
     """
     trainer, data = parts.trainer, parts.data
     if not run.results_file.is_file():
-        table, seconds = _evaluate(parts)
+        sizes = measure_other_sizes(parts)
+        table, seconds, trust = _evaluate(parts, run)
         if trainer.is_global_zero:
-            _write_results(parts, run, table, seconds)
+            _write_results(parts, run, table, seconds, trust, sizes)
     if not trainer.is_global_zero:
         return
     results = Results.read(run)
@@ -65,27 +72,59 @@ def finish(parts: Parts, run: RunFolder) -> None:
         log.info(push(run, str(parts.options.push)))
 
 
-def _evaluate(parts: Parts) -> tuple[Any, float]:
-    """The table of answers on the split that results are of, None where there is no such split, and the seconds."""
+def _evaluate(parts: Parts, run: RunFolder) -> tuple[Any, float, dict[str, Any] | None]:
+    """On the split that results are of: the table of answers, the seconds, how far its probabilities can be trusted.
+
+    Table and trust are None where there is no such split.
+    """
     trainer, model, data = parts.trainer, parts.model, parts.data
     role = getattr(data, "evaluation_role", "test")
     if role is None:
-        return None, 0.0
+        return None, 0.0, None
     splits = getattr(data, "splits", {})
     if role in splits:
         log.info(f"evaluating on {len(splits[role]):,} images of split {splits[role].name}")
     started = time.perf_counter()
+    # The first process wrote it; others may see another disk.
+    calibration = trainer.strategy.broadcast(Calibration.read(run.calibration_file))
+    reliability = None if calibration is None else Reliability(model.task, calibration)
+    model.reliability = reliability
     try:
         trainer.test(model, data, verbose=False)
     except NoImagesError as error:  # what was trained is not lost for that
         log.info(f"not evaluated: {error.problem}")
-        return None, time.perf_counter() - started
+        return None, time.perf_counter() - started, None
     if hasattr(data, "gather_bad_images"):
         data.gather_bad_images()
-    return model.test_table, time.perf_counter() - started
+    trust, model.reliability = None, None
+    if calibration is not None and reliability is not None:
+        trust = reliability.compute(lambda sums: _summed(trainer, sums)) | {
+            "temperature": calibration.temperature,
+            "why_not": calibration.why_not,
+            "fitted_on": calibration.split,
+            "fitted_on_images": calibration.images,
+            "same_images": role == "val",
+            "chosen_on_dev": calibration.chosen_on_dev,
+            "dev": calibration.dev,
+        }
+    return model.test_table, time.perf_counter() - started, trust
 
 
-def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> None:
+def _summed(trainer: Any, sums: Tensor) -> Tensor:
+    """The sum over all devices."""
+    device = trainer.strategy.root_device
+    summed: Tensor = trainer.strategy.reduce(sums.to(device) if device.type == "cuda" else sums, reduce_op="sum")
+    return summed
+
+
+def _write_results(
+    parts: Parts,
+    run: RunFolder,
+    table: Any,
+    seconds: float,
+    trust: dict[str, Any] | None,
+    sizes: list[dict[str, Any]],
+) -> None:
     """predictions.csv, the pictures and results.json."""
     trainer, model, data = parts.trainer, parts.model, parts.data
     training = run.read_json(run.training_file) or {}
@@ -93,12 +132,11 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> 
     role = getattr(data, "evaluation_role", "test") if table is not None else None
     split = getattr(data, "splits", {}).get(role)
     metrics: dict[str, float] = {}
+    logged: dict[str, float] = {}
     predictions, kind = None, KINDS[model.task.name]
     if table is not None:
-        logged = {
-            k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")
-        }
-        metrics = {name: value for name, value in logged.items() if name != "loss"}
+        logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+        metrics = {name.removeprefix("test/"): value for name, value in logged.items() if name != "test/loss"}
         name_of: Callable[[int], str] = split.image_name if split is not None else str
         predictions = kind.answers.from_table(table.numpy().astype(np.float64), name_of, names)
         predictions.write(run.predictions_file)
@@ -134,11 +172,16 @@ def _write_results(parts: Parts, run: RunFolder, table: Any, seconds: float) -> 
         time=time_spent,
         weights=training.get("weights", "last"),
         lr=training.get("lr"),
+        name=str(parts.options.name),
+        started=run.started.isoformat(),
+        calibration=trust,
+        sizes=with_own(sizes, model, logged),
     )
     if predictions is not None:
         results = results.with_intervals(*kind.measured(predictions))
     write_pictures(run, predictions if isinstance(predictions, Predictions) else None, results)
-    results = replace(results, judgement=_judgement(run, results, predictions, model.hparams.get("lr")))
+    said = _judgement(run, results, predictions, model.hparams.get("lr"))
+    results = replace(results, judgement=said, files=hashes_of(run))
     results.write(run)
 
 
@@ -154,6 +197,8 @@ def _say_what_came_out(run: RunFolder, results: Results) -> None:
     if results.metrics:
         shown = ", ".join(f"{metric_name(name)} {metric_text(name, value)}" for name, value in results.metrics.items())
         log.info(f"{results.split} ({results.measured_on} images): {shown}")
+    for size, _, cost, value in size_rows(results):
+        log.info(f"  at {size} px: {metric_name(results.monitor)} {value} for {cost} of the cost")
     if results.weights != "last":
         log.info(f"these are the {results.weights} weights, which are exported")
     for sentence in results.judgement:

@@ -21,6 +21,7 @@ from mixer_finetune.data.fingerprint import difference, fingerprint
 from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.engine import slurm
 from mixer_finetune.engine.arguments import Arguments, normalised, take_apart, take_classes
+from mixer_finetune.engine.choose import BETWEEN
 from mixer_finetune.engine.finish import finish, missing_stages
 from mixer_finetune.engine.interruption import interruptible
 from mixer_finetune.engine.messages import explained
@@ -37,6 +38,20 @@ from mixer_finetune.training.checkpoints import resume_point
 log = logging.getLogger(__name__)
 # Names the run folder to the processes that a launcher starts.
 _RUN_VARIABLE = "MIXER_FINETUNE_RUN"
+# What shaped a model before it was trained, and is not done again to the trained one.
+ALREADY_DONE: dict[str, Any] = {
+    "revision": None,
+    "image_size": None,
+    "patch_size": None,
+    "in_chans": None,
+    "resize": "auto",
+    "head": "auto",
+    "adapter": "none",
+    "train_sizes": None,
+    "size_order": "drawn",
+    "final_epochs": 0,
+    "teacher": None,
+}
 
 
 def fit(
@@ -89,7 +104,7 @@ def _start(cli: MixerCLI, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     """A new run."""
     launched = os.environ.get(_RUN_VARIABLE) if "LOCAL_RANK" in os.environ else None
     run = RunFolder(Path(launched)) if launched else run
-    parts = _checked(cli, run)
+    parts = checked(cli, run)
     if checkpoint is not None:
         load_checkpoint(checkpoint)
     if parts.trainer.is_global_zero and not launched:
@@ -117,7 +132,7 @@ def _resume(run: RunFolder, arguments: Arguments) -> RunFolder:
         if not missing_stages(run, cli.options.push):
             return _say_finished(run, training)
         return _complete(run, cli)
-    parts = _checked(cli, run)
+    parts = checked(cli, run)
     _check_same_data(run, parts.data)
     if training is not None and training["planned_steps"] >= (model_steps(parts) or 0):
         return _say_finished(run, training) if not missing_stages(run, cli.options.push) else _complete(run, cli)
@@ -156,7 +171,7 @@ def _complete(run: RunFolder, cli: MixerCLI) -> RunFolder:
     """What is missing behind a training that has ended."""
     log.info(f"{run} is trained; missing: {', '.join(missing_stages(run, cli.options.push))}")
     take_weights_of(cli, str(run.model))
-    parts = _checked(cli, run)
+    parts = checked(cli, run)
     if not run.results_file.is_file():
         _check_same_data(run, parts.data)
     with _leaving_well(parts, run, new=False):
@@ -166,13 +181,11 @@ def _complete(run: RunFolder, cli: MixerCLI) -> RunFolder:
 
 def take_weights_of(cli: MixerCLI, model: str) -> None:
     """Have a configuration start from a trained model, as it is."""
-    shape = {"revision": None, "image_size": None, "patch_size": None, "in_chans": None, "resize": "auto"}
-    shape |= {"head": "auto"}
-    for name, value in {"backbone": model, **shape}.items():
+    for name, value in {"backbone": model, **ALREADY_DONE}.items():
         cli.config[f"model.{name}"] = value
 
 
-def _checked(cli: MixerCLI, run: RunFolder) -> Parts:
+def checked(cli: MixerCLI, run: RunFolder) -> Parts:
     """The parts of a run, after all checks that need no training."""
     if cli.options.push and os.environ.get("LOCAL_RANK", "0") == "0":
         check_access(cli.options.push)
@@ -187,6 +200,13 @@ def _checked(cli: MixerCLI, run: RunFolder) -> Parts:
             raise UserError(f"the {options.weights} weights need a dev split to be best on", advice=advice)
         if options.early_stopping:
             raise UserError("early stopping needs a dev split to watch", advice=advice)
+        if options.evaluate_on == "val":
+            raise UserError("there is no dev split to evaluate on", advice=advice)
+    elif options.evaluate_on == "val" and isinstance(parts.data, ImageDataModule):
+        parts.data.evaluation_role = "val"
+    if options.weights in BETWEEN and parts.model.hparams.get("adapter") == "dora":
+        problem = f"the {options.weights} weights lie on a line from the starting ones, and a DoRA can't be put on one"
+        raise UserError(problem, option="model.adapter", choices="lora")
     return parts
 
 

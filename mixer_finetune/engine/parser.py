@@ -28,15 +28,18 @@ from mixer_finetune.data.module import ImageDataModule
 from mixer_finetune.data.reading import BUNDLED
 from mixer_finetune.engine.arguments import Arguments, take_apart, with_flags
 from mixer_finetune.engine.messages import parsing_error, unknown
+from mixer_finetune.engine.named_classes import foreign_in, is_foreign, say_imports
 from mixer_finetune.engine.recipes import all_recipes
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.classifier import MixerClassifier
+from mixer_finetune.training.precision import AUTO
 
 register_type(torch.device)  # a default of Lightning's averages, to be written into config.yaml
 
 # What a fine-tuning run wants of Lightning's Trainer where nothing else is said.
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 10,
+    "precision": AUTO,
     "gradient_clip_val": 1.0,  # the paper's global norm
     "deterministic": True,  # a resumed run must end with the same weights
     "log_every_n_steps": 10,
@@ -64,10 +67,15 @@ class RunOptions:
         seed_everything: Seed of the whole run.
         output_dir: Where run folders are made.
         name: Folder of the run inside output_dir; the recipe's name when not given.
-        weights: Which are evaluated and exported: the last ones, best (best.ckpt, by dev accuracy), or wise (WiSE-FT:
-            of ten on the line from the starting to the last weights the best on the dev split). With an average of the
-            weights (ema_decay), it is exported in their place where it is better on the dev split.
+        weights: Which are evaluated and exported: the last ones, best (best.ckpt, by dev accuracy), wise (WiSE-FT: of
+            ten on the line from the starting to the last weights the best on the dev split), or lines (LiNeS: the same
+            of eleven that undo more of the training the earlier a block comes). With an average of the weights
+            (ema_decay), it is exported in their place where it is better on the dev split.
         early_stopping: End the run after so many epochs without a better dev loss or accuracy.
+        calibrate: Divide the trained head by a temperature that is fitted on the dev split, so that its probabilities
+            can be believed; answers stay the same.
+        evaluate_on: Split that the results are of: test (the dev split where there is none), or val, which leaves the
+            test split alone.
         push: Hub repository (user/name) that the finished model is pushed to; checked before training.
         save_every_n_steps: Steps between checkpoints inside an epoch; one a minute when not given.
     """
@@ -75,8 +83,10 @@ class RunOptions:
     seed_everything: int = 0
     output_dir: str = "runs"
     name: str | None = None
-    weights: Literal["last", "best", "wise"] = "last"
+    weights: Literal["last", "best", "wise", "lines"] = "last"
     early_stopping: int | None = None
+    calibrate: bool = True
+    evaluate_on: Literal["test", "val"] = "test"
     push: str | None = None
     save_every_n_steps: int | None = None
 
@@ -95,16 +105,23 @@ class MixerCLI(LightningCLI):
     Args:
         arguments: What was typed, taken apart.
         base: A configuration that lies under all files.
+        imports: Whether foreign classes that files name may be imported. Where not, what names one is left unchecked,
+            and stands in `plain` as it was written.
 
     Attributes:
         classes: Of model and data.
         config: The merged configuration.
     """
 
-    def __init__(self, arguments: Arguments, base: Mapping[str, Any] | None = None) -> None:
-        self.arguments, self.base = arguments, dict(base or {})
+    def __init__(self, arguments: Arguments, base: Mapping[str, Any] | None = None, *, imports: bool = True) -> None:
+        self.arguments, self.base, self.imports = arguments, dict(base or {}), imports
+        self._unread: dict[str, Any] = {}  # options that are left unchecked
         self.classes: dict[str, type[Any]] = {"model": MixerClassifier, "data": ImageDataModule}
+        if imports:
+            say_imports(arguments.classes.values(), "what was given")
         for group, path in arguments.classes.items():
+            if not imports and is_foreign(path):
+                continue
             self.classes[group] = _import_class(
                 path, pl.LightningModule if group == "model" else pl.LightningDataModule
             )
@@ -149,6 +166,8 @@ class MixerCLI(LightningCLI):
                     parser.add_argument(f"--{group}.{name}", type=str | None, default=default, help=_help(cls, name))
             parser.add_class_arguments(cls, group, skip=skip & set(taken), fail_untyped=False, instantiate=False)
         parser.add_class_arguments(pl.Trainer, "trainer", skip=_NOT_OFFERED, fail_untyped=False, instantiate=False)
+        precision = options_of_parser(parser)["trainer.precision"]
+        precision._typehint = Literal["auto"] | precision._typehint
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
         for action in parser._actions:
             _try_whole_numbers_first(action)
@@ -166,11 +185,13 @@ class MixerCLI(LightningCLI):
         Raises:
             UserError: Something in them is wrong; the message names the file where it is in one.
         """
-        for name, content in self.arguments.files:
+        named = [("config.yaml of the run", self.base), *self.arguments.files]
+        contents = [self._checked_names(name, content) for name, content in named]
+        for (name, _), content in zip(named[1:], contents[1:], strict=True):
             if errors := config_errors(parser, copy.deepcopy(content)):  # jsonargparse changes what it checks
                 more = f" (and {len(errors) - 1} more: mixer-finetune recipes validate {name})" if errors[1:] else ""
                 raise UserError(f"{name}: {errors[0].problem}{more}", advice=errors[0].advice)
-        files = [content for content in (self.base, *(content for _, content in self.arguments.files)) if content]
+        files = [content for content in contents if content]
         tokens = [part for content in files for part in ("--config", json.dumps(content, default=str))]
         typed = with_flags(
             self.arguments.typed, {f"--{name}" for name, action in self.actions.items() if _is_flag(action)}
@@ -189,6 +210,23 @@ class MixerCLI(LightningCLI):
             if now.get(source) != before.get(source) and now.get("revision") == before.get("revision"):
                 self.config[f"{group}.revision"] = None
 
+    def _checked_names(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """A file's content, when it is said what will be imported for it; or without what would be."""
+        foreign = foreign_in(content, lambda option: option in self.actions and _takes_classes(self.actions[option]))
+        if self.imports:
+            say_imports((path for paths in foreign.values() for path in paths), name)
+            return dict(content)
+        kept = dict(content)
+        for group, cls in self.arguments.classes.items():
+            options = content.get(group)
+            if is_foreign(cls) and isinstance(options, Mapping):  # whose own options nobody knows
+                foreign |= {f"{group}.{key}": [] for key in options if f"{group}.{key}" not in self.actions}
+        for option in foreign:
+            group, _, key = option.partition(".")
+            self._unread[option] = kept[group][key]
+            kept[group] = {other: value for other, value in kept[group].items() if other != key}
+        return kept
+
     def _set_seed(self) -> None:
         """Nothing yet: `build` sets it."""
 
@@ -205,13 +243,21 @@ class MixerCLI(LightningCLI):
         text = self.parser.dump(self.config.clone(), skip_unset=False, skip_validation=True)
         config: dict[str, Any] = yaml.safe_load(text)
         config.pop("config", None)
+        for option, value in self._unread.items():
+            group, _, key = option.partition(".")
+            typed = config[group].get(key)
+            config[group][key] = [*value, *typed] if isinstance(value, list) and isinstance(typed, list) else value
         for group, path in self.arguments.classes.items():
             config[group] = {"class_path": path, "init_args": config[group]}
         return config
 
 
 def configure(
-    arguments: Sequence[str] | Arguments, base: Mapping[str, Any] | None = None, *, needs_data: bool = True
+    arguments: Sequence[str] | Arguments,
+    base: Mapping[str, Any] | None = None,
+    *,
+    needs_data: bool = True,
+    imports: bool = True,
 ) -> MixerCLI:
     """Merge what was typed with recipes and configurations.
 
@@ -219,12 +265,13 @@ def configure(
         arguments: As typed behind the command.
         base: A configuration that lies under all of it.
         needs_data: Whether a data source must be named.
+        imports: Whether foreign classes that files name may be imported.
 
     Raises:
         UserError: Something in it is wrong.
     """
     taken = arguments if isinstance(arguments, Arguments) else take_apart(arguments)
-    cli = MixerCLI(taken, base)
+    cli = MixerCLI(taken, base, imports=imports)
     options = cli.options
     if options.name and Path(options.name).name != options.name:
         raise UserError(f"a name is one folder's inside the output folder, got '{options.name}'", option="name")
@@ -338,7 +385,7 @@ def config_errors(parser: ArgumentParser, config: Mapping[str, Any], imports: bo
                 errors.append(UserError(f"'{key}' must hold options, got {value!r}"))
         elif key not in known:
             errors.append(unknown(key, known))
-        elif imports or "class_path" not in str(value):
+        elif imports or not ("class_path" in str(value) or _takes_classes(known[key]) and "." in str(value)):
             nested: Any = value
             for part in reversed(key.split(".")):
                 nested = {part: nested}
@@ -346,6 +393,8 @@ def config_errors(parser: ArgumentParser, config: Mapping[str, Any], imports: bo
                 parser.parse_object(nested, defaults=False)
             except ArgumentError as error:
                 errors.append(parsing_error(str(error), known))
+            except (OverflowError, RecursionError) as error:
+                errors.append(UserError(f"{key} can't be used: {error}"))
     return errors
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.plugins import Precision
 
 from mixer_finetune.engine.interruption import without_lightnings_handlers
 from mixer_finetune.engine.messages import explained
@@ -18,7 +19,7 @@ from mixer_finetune.engine.parser import MixerCLI, RunOptions, parameters_of
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.checkpoints import AtomicCheckpointIO
 from mixer_finetune.training.classifier import MixerClassifier
-from mixer_finetune.training.precision import use_fast_float32
+from mixer_finetune.training.precision import AUTO, automatic_precision, use_fast_float32
 from mixer_finetune.training.progress import Bar, Narrator, Unprofiled
 
 
@@ -64,9 +65,13 @@ def build(cli: MixerCLI, root: Path) -> Parts:
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(root / "checkpoints" / "lightning")
-        trainer = _trainer({**parts["trainer"], "callbacks": callbacks}, root)
+        options = {**parts["trainer"], "callbacks": callbacks}
+        notes = _settle_precision(options, config["trainer"])
+        trainer = _trainer(options, root)
     note = use_fast_float32()
-    narrator = Narrator(note)
+    if trainer.strategy.root_device.type == "cpu" and note:
+        notes.append(note)
+    narrator = Narrator(", ".join(notes))
     callbacks_of(trainer).insert(0, narrator)
     without_lightnings_handlers(trainer)
     return Parts(cli.options, config, trainer, model, data, narrator)
@@ -113,6 +118,21 @@ def _trainer(options: dict[str, Any], root: Path) -> pl.Trainer:
         use_distributed_sampler=False,  # the data module shares the batches out itself
         enable_autolog_hparams=False,  # the run logs its whole configuration
     )
+
+
+def _settle_precision(options: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Put in the place of `auto` what it stands for here, for the trainer and for config.yaml: a run that is resumed or
+    repeated has the same, wherever it is. Returns why, for the header.
+    """
+    if options["precision"] != AUTO:
+        return []
+    chosen, why = automatic_precision(options["accelerator"])
+    plugins = _as_list(options["plugins"])
+    if any(isinstance(plugin, Precision) for plugin in plugins):
+        options["precision"] = config["precision"] = None  # the plugin says it
+        return []
+    options["precision"] = config["precision"] = chosen
+    return [why]
 
 
 def _made(cls: type[Any], options: Namespace, seed: int) -> Any:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.backbones.load import load_backbone
+from mixer_finetune.engine.calibrate import calibrate
 from mixer_finetune.engine.choose import dev_metrics
 from mixer_finetune.engine.evaluate import configure_evaluation
 from mixer_finetune.engine.interruption import interruptible
@@ -23,6 +24,8 @@ from mixer_finetune.evaluation.results import options_of
 from mixer_finetune.files import write_text
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.training.averages import mean_of
+from mixer_finetune.training.calibration import FILE, Calibration
+from mixer_finetune.training.temperature import fold_into
 
 log = logging.getLogger(__name__)
 # Options of the data that say which images are in the dev split.
@@ -55,7 +58,7 @@ def soup(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
     runs = {str(path): RunFolder.open(path) for path in paths}
     if len({run.path.resolve() for run in runs.values()}) < len(paths):
         raise UserError("a run is named twice")
-    models = {name: load_backbone(run.model) for name, run in runs.items()}
+    models = {name: _as_trained(run) for name, run in runs.items()}
     first = next(iter(runs))
     for name in runs:
         _check_alike(first, models[first], name, models[name])
@@ -63,7 +66,10 @@ def soup(paths: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
         parts = build(configure_evaluation(first, ["--trainer.devices", "1", "--trainer.strategy", "auto"]), target)
         _check_same_dev_split(parts, {name: run.read_config() for name, run in runs.items()})
         found = _mix(parts, {name: _as_in(parts.model, model) for name, model in models.items()})
+        calibration = calibrate(parts, "the runs of the soup")
     save_model_folder(target, parts.model.assembled(), parts.model.label_names)
+    if calibration is not None:
+        calibration.write(target / FILE)
     write_text(target / "soup.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     return found
 
@@ -89,6 +95,14 @@ def _mix(parts: Parts, states: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
             chosen, best = [*chosen, name], mixed
     parts.model.load_state_dict(mean_of([states[name] for name in chosen]))
     return {"ingredients": chosen, "monitor": monitor, "soup": best, "runs": alone}
+
+
+def _as_trained(run: RunFolder) -> Backbone:
+    """A run's model before its temperature: heads that were divided by different ones do not average."""
+    model, calibration = load_backbone(run.model), Calibration.read(run.calibration_file)
+    if calibration is not None and isinstance(model.head, nn.Linear):
+        fold_into(model.head, 1 / calibration.temperature)
+    return model
 
 
 def _as_in(model: Any, backbone: Backbone) -> dict[str, Tensor]:

@@ -17,15 +17,19 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from mixer_finetune.backbones.adapters import is_adapter
 from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.data.fingerprint import fingerprint
 from mixer_finetune.data.module import ImageDataModule
-from mixer_finetune.engine.choose import choose_weights
+from mixer_finetune.engine.adapter import keep_adapter
+from mixer_finetune.engine.calibrate import calibrate
+from mixer_finetune.engine.choose import BETWEEN, choose_weights
 from mixer_finetune.engine.configuration import as_yaml, repeatable
 from mixer_finetune.engine.parts import Parts, callbacks_of
 from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation.results import device_name
 from mixer_finetune.files import write_text
+from mixer_finetune.integrity import hashes_of
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.training.checkpoints import StartingWeights, checkpoint_callbacks
 from mixer_finetune.training.classifier import MixerClassifier
@@ -51,12 +55,7 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
         UserError: A callback can't do what it is for in this run, or the data or the model turn out not to fit.
     """
     trainer, model, data = parts.trainer, parts.model, parts.data
-    data.trainer = trainer  # Lightning does so only in its fit
-    planned_steps = model_steps(parts)
-    _check_callbacks(trainer, planned_steps)
-    if isinstance(model, MixerClassifier) and isinstance(data, ImageDataModule):
-        model.take_task(data.task)  # before anything watches a metric of it
-    _check_monitors(parts)
+    planned_steps = check_training(parts)
     if trainer.is_global_zero:
         _forget_results(run)
         _write_config(parts, run)
@@ -72,7 +71,7 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     every, monitor = parts.options.save_every_n_steps, f"val/{model.task.monitor}"
     if parts.options.early_stopping:
         callbacks_of(trainer).append(EarlyStop(parts.options.early_stopping, monitor))
-    if parts.options.weights == "wise":
+    if parts.options.weights in BETWEEN:
         callbacks_of(trainer).append(StartingWeights(run.starting_weights))
     callbacks_of(trainer).append(LambdaCallback(on_train_start=lambda *_: _write_config(parts, run)))
     callbacks_of(trainer).extend(
@@ -86,13 +85,25 @@ def train(parts: Parts, run: RunFolder, checkpoint: Path | None) -> RunFolder:
     summary = _summary(parts, planned_steps, seconds)
     summary["weights"], dev = choose_weights(parts, run)
     summary["dev"] = dev or summary["dev"]
+    calibration = calibrate(parts, _chosen_on_dev(summary["weights"], parts))
+    keep_adapter(parts, run)
     if hasattr(data, "gather_bad_images"):
         data.gather_bad_images()
     if trainer.is_global_zero:
         save_model_folder(run.model, model.assembled(), model.label_names)
+        if calibration is not None:
+            calibration.write(run.calibration_file)
         summary["bad_images"] = sorted(getattr(data, "bad_images", ()))
+        summary["files"] = {k: v for k, v in hashes_of(run).items() if k.startswith(run.model.name)}
         run.write_json(run.training_file, summary)
     return run
+
+
+def _chosen_on_dev(weights: str, parts: Parts) -> str | None:
+    """What was chosen on the dev split, for whoever believes its numbers."""
+    if weights != "last":
+        return f"the {weights} weights"
+    return "the end of training" if parts.options.early_stopping else None
 
 
 def _write_config(parts: Parts, run: RunFolder) -> None:
@@ -105,6 +116,25 @@ def _write_config(parts: Parts, run: RunFolder) -> None:
     if options.get("lr", 0.0) in (None, "auto") and isinstance(model.hparams.get("optimizer"), str):
         options["lr"] = model.hparams["lr"]
     write_text(run.config_file, as_yaml(config))
+
+
+def check_training(parts: Parts) -> int | None:
+    """Refuse what could not be trained as it is meant.
+
+    Returns:
+        Optimizer steps of the whole run; None where only training will tell.
+
+    Raises:
+        UserError: The run has no step or no end, or a callback can't do what it is for in it.
+    """
+    trainer, model, data = parts.trainer, parts.model, parts.data
+    data.trainer = trainer  # Lightning does so only in its fit
+    planned_steps = model_steps(parts)
+    _check_callbacks(trainer, planned_steps)
+    if isinstance(model, MixerClassifier) and isinstance(data, ImageDataModule):
+        model.take_task(data.task)  # before anything watches a metric of it
+    _check_monitors(parts)
+    return planned_steps
 
 
 def model_steps(parts: Parts) -> int | None:
@@ -146,7 +176,8 @@ def _check_monitors(parts: Parts) -> None:
 
 def _forget_results(run: RunFolder) -> None:
     """Remove what an earlier, shorter training of the run left, which would be taken for results of this one."""
-    for path in (run.training_file, run.results_file, run.predictions_file, run.report, run.card):
+    left = (run.training_file, run.calibration_file, run.results_file, run.predictions_file, run.report, run.card)
+    for path in left:
         path.unlink(missing_ok=True)
 
 
@@ -175,7 +206,7 @@ def _summary(parts: Parts, planned_steps: int | None, seconds: float) -> dict[st
         "dev": dev or None,
         "bad_images": [],
         "backbone": model.backbone.origin,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for name, p in model.named_parameters() if not is_adapter(name)),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "device": device_name(trainer),
         "devices": trainer.world_size,

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from mixer_finetune.evaluation.figure_text import figure_texts, figure_title
 from mixer_finetune.evaluation.measures import CalibrationBin, ConfusionMatrix
@@ -124,6 +125,24 @@ def reliability_svg(bins: Sequence[CalibrationBin]) -> str:
     axis.grid(alpha=0.3)
     axis.legend(loc="upper left")
     return _svg(figure, "reliability")
+
+
+def risk_coverage_svg(answered: NDArray[np.float64], wrong: NDArray[np.float64]) -> str:
+    """The share of wrong answers over the share of images that get one, as SVG.
+
+    Args:
+        answered: Shares of images with an answer, ascending.
+        wrong: Shares of these answers that are wrong.
+    """
+    figure = Figure(figsize=(4.2, 3), layout="constrained")
+    axis = figure.subplots()
+    # Many points would make a large page.
+    shown = np.unique(np.linspace(0, len(answered) - 1, min(len(answered), 300)).round().astype(int))
+    axis.plot(answered[shown], wrong[shown], color="#1f77b4")
+    axis.set(xlabel="share of images with an answer, the surest", ylabel="share of them that is wrong", xlim=(0, 1.02))
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    return _svg(figure, "risk")
 
 
 def confusion_matrix_figure(matrix: ConfusionMatrix, names: list[str], title: str) -> Figure:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation.predictions import DECIMALS, csv_line
 from mixer_finetune.files import write_atomically
+from mixer_finetune.texts import csv_cell, from_csv_cell
 
 ANSWERED = 0.5  # from which probability on a class is an answer
 _HEAD = ["index", "file", "labels", "answers"]
@@ -80,7 +81,7 @@ class LabelSets:
                 labels[row, [number[name] for name in json.loads(cells[2])]] = True
             return cls(
                 names,
-                [cells[1] for cells in rows],
+                [from_csv_cell(cells[1]) for cells in rows],
                 np.array([int(cells[0]) for cells in rows], np.int64),
                 labels,
                 np.array([[float(p) for p in cells[4:]] for cells in rows], np.float64).reshape(-1, len(names)),
@@ -95,7 +96,7 @@ class LabelSets:
         lines = [csv_line(_header(self.names))]
         columns = (self.indices, self.files, self.labels, self.answers, self.probabilities)
         for index, file, labels, answers, probabilities in zip(*columns, strict=True):
-            cells = [index, file, self._listed(labels), self._listed(answers)]
+            cells = [index, csv_cell(file), self._listed(labels), self._listed(answers)]
             lines.append(csv_line([*cells, *(f"{p:.{DECIMALS}f}" for p in probabilities)]))
         content = "".join(lines).encode("utf-8", "surrogateescape")
         write_atomically(path, lambda temporary: temporary.write_bytes(content))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
+from importlib.resources import files
+from string import Template
 from typing import Any
 
 from PIL import Image
@@ -13,6 +15,7 @@ from mixer_finetune.evaluation.mosaics import Pixels, data_uri, mosaic
 
 THUMBNAIL = 160  # pixels
 UNITS_A_ROW = 12
+_MOST_ROWS = 25  # of a table that does not scroll on its own
 
 
 def text(value: object) -> str:
@@ -28,6 +31,36 @@ def code(value: object) -> str:
 def section(title: str, content: str) -> str:
     """A part of the page under a heading; the content is HTML."""
     return f"<section><h2>{text(title)}</h2>{content}</section>"
+
+
+def document(title: str, sections: Sequence[str]) -> str:
+    """A whole page, which loads nothing: a title and parts, which are HTML."""
+    template = Template((files("mixer_finetune.evaluation") / "report_template.html").read_text(encoding="utf-8"))
+    return template.substitute(title=text(title), body="\n".join(sections))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1, sortable: bool = False) -> str:
+    """A table of figures.
+
+    Args:
+        head: Names of the columns, as text.
+        rows: Cells, as HTML; the first of each row heads it.
+        texts: How many columns, from the left, hold text; the others hold numbers.
+        sortable: Whether a reader may sort it by its columns.
+    """
+    kinds = ["" if i < texts else ' class="number"' for i in range(len(head))]
+    names = [f'<button type="button">{text(name)}</button>' if sortable else text(name) for name in head]
+    heads = "".join(f'<th scope="col"{kind}>{name}</th>' for kind, name in zip(kinds, names, strict=True))
+    lines = []
+    for first, *others in rows:
+        cells = "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds[1:], others, strict=True))
+        lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
+    tall = ' tall" tabindex="0' if len(rows) > _MOST_ROWS else ""
+    kind = "figures sortable" if sortable else "figures"
+    return (
+        f'<div class="scroll{tall}"><table class="{kind}"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def row(items: Sequence[str], kind: str) -> str:

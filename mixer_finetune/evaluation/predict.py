@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,14 @@ from mixer_finetune.backbones.preprocessing import denormalize
 from mixer_finetune.data.batches import DecodedImages, batch_loader
 from mixer_finetune.data.folders import IMAGE_SUFFIXES, FileRecords, images_below, printable
 from mixer_finetune.data.preparing import evaluation_images
+from mixer_finetune.data.reading import SPLIT_NAMES
 from mixer_finetune.data.sampling import EvaluationSampler
 from mixer_finetune.data.sources import Split, open_source
 from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation.label_sets import ANSWERED
 from mixer_finetune.evaluation.predictions import prediction_columns
 from mixer_finetune.evaluation.rows import begin_rows, finish_rows, row_schema
+from mixer_finetune.evaluation.trusting import Trust, calibration_of
 from mixer_finetune.files import write_atomically
 from mixer_finetune.images import MAX_PIXELS, to_image
 from mixer_finetune.training.precision import use_fast_float32
@@ -48,12 +50,14 @@ class Answers(NamedTuple):
         probabilities: (b, k) theirs.
         features: (b, C) pre-logits, float32.
         labels: (b, classes) which classes are answers, where an image may have several; else None.
+        trust: Of each image the values of the columns that `trusting` adds, by name; None where it adds none.
     """
 
     top: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     features: NDArray[np.float32]
     labels: NDArray[np.bool_] | None
+    trust: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Predictor:
         top_k: Labels an image.
         tta: Whether to average over the image and its mirror image.
         precision: "32-true" or "bf16-mixed".
+        trust: What is asked of the model's calibration; None for nothing.
         pad: Images of every batch, where the backbone is compiled: a smaller last batch would be compiled for anew.
     """
 
@@ -75,40 +80,52 @@ class Predictor:
     tta: bool = False
     precision: str = "32-true"
     pad: int | None = None
+    trust: Trust | None = None
 
     @classmethod
     def load(
         cls,
         model: str,
         *,
+        image_size: int | tuple[int, int] | None = None,
         top_k: int = 5,
         tta: bool = False,
         precision: str = "32-true",
         device: str | None = None,
         compiled_for: int | None = None,
+        coverage: float | None = None,
+        abstain: float | None = None,
+        ood: bool = False,
     ) -> Predictor:
         """Load a model.
 
         Args:
             model: Run folder, checkpoint, model folder or Hub id.
+            image_size: Side, or (height, width), in pixels; the model's own when None.
             top_k: Labels an image, at most one a class.
             tta: As the attribute.
             precision: As the attribute.
             device: "cpu", "cuda", ...; the best one present when None.
             compiled_for: Images of a batch, if the blocks are to be compiled.
+            coverage: As for `Trust`, as are `abstain` and `ood`.
+            abstain: Likewise.
+            ood: Likewise.
 
         Raises:
             UserError: The model can't be had or has no head, the device can't be used, or there is no compiler.
         """
         where = usable_device(device)
-        backbone = load_backbone(model).eval()
+        backbone = load_backbone(model, image_size=image_size).eval()
         if backbone.num_classes == 0:
             raise UserError(f"{model} has no head: it can't classify")
+        trust = None
+        if coverage is not None or abstain is not None or ood:
+            trust = Trust(calibration_of(model, backbone.origin.get("revision")), coverage, abstain, ood)
         if where.type == "cpu":
             use_fast_float32()
         if compiled_for:
             backbone.compile_blocks()
-        return cls(backbone.to(where), where, min(top_k, backbone.num_classes), tta, precision, compiled_for)
+        return cls(backbone.to(where), where, min(top_k, backbone.num_classes), tta, precision, compiled_for, trust)
 
     @property
     def label_names(self) -> list[str]:
@@ -124,7 +141,9 @@ class Predictor:
     def computed_by(self) -> str:
         """What the answers depend on besides the images, so that a resumed predict does not mix two kinds."""
         weights = b"".join(value.detach().cpu().numpy().tobytes() for value in self.backbone.head.state_dict().values())
-        return f"{hashlib.sha256(weights).hexdigest()} {self.precision} tta={self.tta}"
+        resized = f" at {self.backbone.image_size}" if "resized" in self.backbone.origin else ""
+        trust = self.trust.key if self.trust else ""
+        return f"{hashlib.sha256(weights).hexdigest()} {self.precision} tta={self.tta}{resized}{trust}"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Answers:
@@ -142,7 +161,8 @@ class Predictor:
         top = probabilities.topk(self.top_k)
         features = torch.stack(pre_logits).float().mean(0)[:count]
         labels = (probabilities >= ANSWERED).cpu().numpy() if self.several else None
-        return Answers(top.indices.cpu().numpy(), top.values.cpu().numpy(), features.cpu().numpy(), labels)
+        trust = self.trust.cells(logits[0][:count], probabilities, self.label_names) if self.trust else None
+        return Answers(top.indices.cpu().numpy(), top.values.cpu().numpy(), features.cpu().numpy(), labels, trust)
 
 
 def write_predictions(
@@ -155,6 +175,7 @@ def write_predictions(
     explain: Path | None = None,
     resume: bool = False,
     max_pixels: int = MAX_PIXELS,
+    see: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[str]:
     """Classify images, and write a row for each: file, most probable labels with probabilities, and what went wrong.
 
@@ -169,6 +190,7 @@ def write_predictions(
         explain: Folder for a picture of each image beside where the evidence for its first label lies.
         resume: Whether to go on with what an interrupted call left.
         max_pixels: Most pixels that are decoded of one image.
+        see: Is shown each row, without its features.
 
     Returns:
         What went wrong with images, a line for each.
@@ -177,14 +199,16 @@ def write_predictions(
         UserError: There is nothing to go on with, or something that is not to be lost.
         OSError: The disk is full.
     """
-    schema, part = row_schema(predictor.top_k, features, predictor.several, predictor.computed_by), part_file(target)
+    more = predictor.trust.columns if predictor.trust else ()
+    schema = row_schema(predictor.top_k, features, predictor.several, predictor.computed_by, more)
+    part = part_file(target)
     done = begin_rows(part, schema, images, resume)
     rest = images.take(np.arange(done, len(images)), images.name)
     with open(part, "ab") as file:
         for rows in _rows(predictor, rest, batch_size, schema, explain, max_pixels) if len(rest) else ():
             file.write(rows.serialize())
             file.flush()
-    return finish_rows(part, target)
+    return finish_rows(part, target, see, predictor.trust.count if predictor.trust else None)
 
 
 def part_file(target: Path) -> Path:
@@ -214,6 +238,8 @@ def _rows(
                 rows[index] = dict(zip(prediction_columns(predictor.top_k), cells, strict=True))
                 if answers.labels is not None:
                     rows[index]["labels"] = [names[j] for j in np.flatnonzero(answers.labels[i])]
+                if answers.trust is not None:
+                    rows[index] |= answers.trust[i]
                 if "features" in schema.names:
                     rows[index]["features"] = answers.features[i]
             if explain is not None:
@@ -279,20 +305,37 @@ def file_split(inputs: list[str]) -> Split:
     )
 
 
-def source_split(source: str, role: str) -> Split:
+def source_split(source: str, name: str) -> Split:
     """A split of a data set.
 
     Args:
         source: As for ImageDataModule.
-        role: "train", "val" or "test".
+        name: As for `split_called`.
 
     Raises:
         UserError: There is no such data set, or it has no such split.
     """
-    splits = open_source(source, unlabelled=True).splits
-    if role not in splits:
-        raise UserError(f"{source} has no {role} split", option="split", choices=" or ".join(splits))
-    return splits[role]
+    return split_called(open_source(source, unlabelled=True).splits, name, source)
+
+
+def split_called(splits: Mapping[str, Split], name: str, source: str) -> Split:
+    """A split by the name that it has in the data set ("validation"), else by its role ("val") or a usual name of that.
+
+    Args:
+        splits: By role.
+        name: What the user calls it.
+        source: What the user calls the data set.
+
+    Raises:
+        UserError: There is none.
+    """
+    roles = [role for role, split in splits.items() if split.name == name]
+    roles += [role for role, usual in SPLIT_NAMES.items() if name == role or name.casefold() in usual]
+    for role in roles:
+        if role in splits:
+            return splits[role]
+    choices = [role if split.name == role else f"{role} (which is {split.name})" for role, split in splits.items()]
+    raise UserError(f"{source} has no {name} split", option="split", choices=" or ".join(choices))
 
 
 def image_files(inputs: list[str]) -> list[Path]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mixer_finetune.errors import UserError
 from mixer_finetune.files import write_atomically
+from mixer_finetune.texts import csv_cell, from_csv_cell
 
 DECIMALS = 6  # of a probability in the file
 
@@ -81,7 +82,8 @@ class Predictions:
         Raises:
             UserError: The file can't be read, or is not one that a run writes.
         """
-        number = {name: i for i, name in enumerate(names)}
+        number = {name: i for i, name in enumerate(names)}  # as files of earlier versions have them
+        number |= {csv_cell(name): i for i, name in enumerate(names)}
         try:
             with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 lines = csv.reader(file)
@@ -93,7 +95,7 @@ class Predictions:
                 raise ValueError(f"a row of {len(wrong)} cells")
             return cls(
                 names,
-                [row[1] for row in rows],
+                [from_csv_cell(row[1]) for row in rows],
                 np.array([int(row[0]) for row in rows], np.int64),
                 np.array([number[row[2]] for row in rows], np.int64),
                 np.array([[number[name] for name in row[3::2]] for row in rows], np.int64).reshape(-1, k),
@@ -117,8 +119,8 @@ class Predictions:
         columns = (self.indices, self.files, self.labels, self.top, self.probabilities)
         for index, file, label, top, probabilities in zip(*columns, strict=True):
             pairs = zip(top, probabilities, strict=True)
-            answers = [cell for i, p in pairs for cell in (self.names[i], f"{p:.{DECIMALS}f}")]
-            lines.append(csv_line([index, file, self.names[label], *answers]))
+            answers = [cell for i, p in pairs for cell in (csv_cell(self.names[i]), f"{p:.{DECIMALS}f}")]
+            lines.append(csv_line([index, csv_cell(file), csv_cell(self.names[label]), *answers]))
         return "".join(lines)
 
     def __len__(self) -> int:

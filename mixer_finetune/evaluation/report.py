@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import torch
@@ -18,10 +16,15 @@ from mixer_finetune.evaluation import page
 from mixer_finetune.evaluation.explain import check_method
 from mixer_finetune.evaluation.figures import learning_curves_svg
 from mixer_finetune.evaluation.kinds import KINDS
+from mixer_finetune.evaluation.report_trust import trust_section
+from mixer_finetune.evaluation.report_verdict import previous_section, verdict_paragraph
 from mixer_finetune.evaluation.report_weights import weights_section
 from mixer_finetune.evaluation.results import Results, metric_name, metric_text
+from mixer_finetune.evaluation.run_list import run_title
+from mixer_finetune.evaluation.sizes import sizes_section
 from mixer_finetune.evaluation.splits import open_data
 from mixer_finetune.files import write_text
+from mixer_finetune.integrity import as_written, check_unchanged
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.training.metrics_file import read_rows
 from mixer_finetune.training.precision import use_fast_float32
@@ -40,7 +43,9 @@ def write_report(
     method: str = "integrated_gradients",
     say: Callable[[str], None] = _nobody_listens,
 ) -> Path:
-    """Write a run's report. Made again from the same run on the same machine, it is the same byte for byte.
+    """Write a run's report.
+
+    Made again from the same run on the same machine, with the same runs beside it, it is the same byte for byte.
 
     Args:
         run: A finished run.
@@ -61,33 +66,37 @@ def write_report(
     check_method(method)
     target = _target(output or run.report)
     config, results = run.read_config(), Results.read(run)
+    check_unchanged(run.config_file, run.metrics_file, run.predictions_file)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     backbone = (backbone or load_backbone(run.model)).to(device).eval()
     if device.type == "cpu":
         use_fast_float32()
+    kind = KINDS[results.task]
+    predictions = kind.answers.read(run.predictions_file, results.classes) if results.metrics else None
     sections = [
+        verdict_paragraph(results, predictions),
         _summary(results, backbone),
+        sizes_section(results),
+        previous_section(run, results),
         page.section("Learning curves", page.row(learning_curves_svg(read_rows(run.metrics_file)), "figure")),
     ]
-    if results.metrics:
-        kind = KINDS[results.task]
-        predictions = kind.answers.read(run.predictions_file, results.classes)
+    if predictions is not None:
         sections += kind.class_sections(predictions)
+        sections.append(trust_section(results, predictions))
         if predictions.right.all():
             sections.append(page.section("Mistakes", "<p>None: every image was classified rightly.</p>"))
         else:
             try:
-                opened = split or _evaluated_split(config, results)
+                opened = split or _evaluated_split(run, config, results)
                 sections += kind.image_sections(predictions, backbone, opened, method, say)
             except UserError as error:
                 problem = f"<p>The images can't be shown: {page.text(error)}.</p>"
                 sections.append(page.section("Mistakes", problem))
-    sections.append(weights_section(config, backbone, say))
+    with as_written(run.config_file):
+        sections.append(weights_section(config, backbone, say))
     sections.append(_time_section(results))
     sections.append(_configuration_section(run, results))
-    template = Template((files("mixer_finetune.evaluation") / "report_template.html").read_text(encoding="utf-8"))
-    title = page.text(f"{results.data['source']}: {results.backbone['source']}")
-    write_text(target, template.substitute(title=title, body="\n".join(sections)))
+    write_text(target, page.document(run_title(run, config, results), sections))
     return target
 
 
@@ -106,8 +115,9 @@ def _target(path: Path) -> Path:
     return path
 
 
-def _evaluated_split(config: dict[str, Any], results: Results) -> Split:
-    data = open_data(config)
+def _evaluated_split(run: RunFolder, config: dict[str, Any], results: Results) -> Split:
+    with as_written(run.config_file):
+        data = open_data(config)
     if results.role not in data.splits:
         raise UserError(f"the data has no {results.role} split any more")
     split: Split = data.splits[results.role]
@@ -130,7 +140,7 @@ def _summary(results: Results, backbone: Backbone) -> str:
         trained += f"<br><small>ended by {page.text(results.ended_by)}</small>"
     tiles.append((page.duration(results.seconds), trained))
     boxes = "".join(f'<div class="tile"><b>{value}</b>{label}</div>' for value, label in tiles)
-    return f'{_about(results, backbone)}<div class="tiles">{boxes}</div>{_dev(results)}{_judgement(results)}'
+    return f'<div class="tiles">{boxes}</div>{_about(results, backbone)}{_dev(results)}{_judgement(results)}'
 
 
 def _about(results: Results, backbone: Backbone) -> str:

@@ -11,8 +11,6 @@ from mixer_finetune.evaluation.measures import ClassFigures, ConfusionMatrix, ca
 from mixer_finetune.evaluation.mosaics import confusion_pixels, data_uri
 from mixer_finetune.evaluation.predictions import Predictions
 
-WORST_CLASSES = 15
-
 
 def class_sections(predictions: Predictions, matrix: ConfusionMatrix) -> list[str]:
     """Confusion matrix, classes and calibration.
@@ -28,7 +26,7 @@ def class_sections(predictions: Predictions, matrix: ConfusionMatrix) -> list[st
     )
     return [
         page.section("Confusion matrix", _confusion(matrix, predictions.names)),
-        page.section("Classes", without_images_note(matrix) + _bars(class_figures(matrix, predictions.names))),
+        page.section("Classes", without_images_note(matrix) + _figures(class_figures(matrix, predictions.names))),
         page.section("Calibration", calibrated),
     ]
 
@@ -86,18 +84,16 @@ def _table(matrix: ConfusionMatrix, rows: NDArray[np.intp], columns: NDArray[np.
     )
 
 
-def _bars(classes: list[ClassFigures]) -> str:
+def _figures(classes: list[ClassFigures]) -> str:
+    """Each class in a table that sorts, the lowest recall first."""
     measured = sorted(((c.recall, c) for c in classes if c.recall is not None), key=lambda pair: pair[0])
-    bars = []
+    rows = []
     for recall, figures in measured:
         low, high = wilson(round(recall * figures.images), figures.images)
-        bars.append(
-            f'<div class="bar"><span>{page.text(figures.name)}</span>'
-            f'<div title="95% interval {low:.0%} to {high:.0%}"><i style="width:{recall:.1%}"></i>'
-            f'<u style="left:{low:.1%};width:{high - low:.1%}"></u></div>'
-            f"<span>{recall:.1%} <small>of {figures.images:,}; precision {figures.precision:.0%}</small></span></div>"
+        share = f'<div class="share" style="--share:{recall:.3f}">{recall:.1%}</div>'
+        found = f"{share}<small>{low:.0%} to {high:.0%}</small>"
+        rows.append(
+            [page.text(figures.name), f"{figures.images:,}", found, f"{figures.precision:.1%}", f"{figures.f1:.1%}"]
         )
-    shown = "".join(bars[:WORST_CLASSES])
-    if rest := bars[WORST_CLASSES:]:
-        shown += f"<details><summary>{len(rest):,} more</summary>{''.join(rest)}</details>"
-    return f"<p>Recall of each class, the worst first; the thin line is its 95% interval.</p>{shown}"
+    text = "<p>The lowest recall first, each with its 95% interval; a click on a column sorts by it.</p>"
+    return text + page.table(["class", "images", "recall", "precision", "F1"], rows, sortable=True)

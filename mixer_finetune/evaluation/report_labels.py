@@ -21,23 +21,19 @@ def label_sections(found: LabelSets) -> list[str]:
     """The classes in a table, the lowest average precision first."""
     figures = label_figures(found)
     measured = sorted((f.average_precision, i) for i, f in enumerate(figures) if f.average_precision is not None)
-    lines = []
+    rows = []
     for area, i in measured:
         f = figures[i]
-        cells = (f"{f.images:,}", f"{area:.1%}", f"{f.f1:.1%}", f"{f.recall:.1%}", f"{f.precision:.1%}")
-        lines.append(
-            f'<tr><th scope="row">{page.text(f.name)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        )
+        shares = (f"{value or 0:.1%}" for value in (area, f.f1, f.recall, f.precision))
+        rows.append([page.text(f.name), f"{f.images:,}", *shares])
     left = len(figures) - len(measured)
     note = f"<p>{left:,} of {len(figures):,} classes have no image in the split and are left out.</p>" if left else ""
-    heads = ("images", "average precision", "F1", "recall", "precision")
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    table = (
-        f"<p>Each class, the hardest first. A class is an answer from a probability of one half on.</p>{note}"
-        f'<div class="scroll"><table class="figures"><thead><tr><td></td>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    text = (
+        "<p>Each class, the hardest first; a click on a column sorts by it. A class is an answer from a probability of "
+        f"one half on.</p>{note}"
     )
-    return [page.section("Classes", table)]
+    head = ["class", "images", "average precision", "F1", "recall", "precision"]
+    return [page.section("Classes", text + page.table(head, rows, sortable=True))]
 
 
 def label_image_sections(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import platform
 import re
+import types
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from mixer_finetune import __version__
+from mixer_finetune.backbones.backbone import TASK_NAMES
 from mixer_finetune.errors import UserError
 from mixer_finetune.runs import RunFolder
 
@@ -63,9 +63,16 @@ class Results:
         time: Seconds that parts of the run took, and training images a second.
         intervals: 95% intervals of the metrics.
         calibration_error: Expected calibration error; None where nothing was evaluated.
-        weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", ...
+        weights: Which were evaluated and are exported: "last", "best", "average", "wise 0.6", "lines 0.3", ...
         lr: Highest learning rate, and where it is from; None where it is not known.
         judgement: What the run's numbers say about it, sentence by sentence.
+        name: Of the run; None in earlier files.
+        started: When it began, as ISO 8601 in local time; None in earlier files.
+        files: sha256 of what the run wrote, by path in its folder.
+        calibration: The temperature, what it was fitted on, and log-loss and calibration error `before` and `after` it
+            on the evaluated split; None where there was no dev split.
+        sizes: Of a model that was trained for several sizes, at each: `image_size`, `macs`, `metrics`, and `own` where
+            it is the model's.
     """
 
     metrics: dict[str, float]
@@ -97,6 +104,11 @@ class Results:
     weights: str = "last"
     lr: str | None = None
     judgement: list[str] = field(default_factory=list)
+    name: str | None = None
+    started: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    sizes: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, run: RunFolder) -> Results:
@@ -110,12 +122,18 @@ class Results:
             raise UserError(f"{run} has no results.json: the run did not finish", advice=f"go on with {{resume}} {run}")
         if "samples" in content:  # earlier files do not say how large the split is
             content.setdefault("split_samples", content["samples"])
+        kinds = get_type_hints(cls)
         known = {item.name: content[item.name] for item in fields(cls) if item.name in content}
+        for name, value in known.items():
+            if not _fits(value, kinds[name]) or not _holds(value, _INSIDE.get(name, {})):
+                raise UserError(f"{run.results_file} can't be read: {name} is not what belongs there")
+        if known.get("task", TASK_NAMES[0]) not in TASK_NAMES:
+            raise UserError(f"{run.results_file} can't be read: its task is none of {', '.join(TASK_NAMES)}")
         try:
             found = cls(**known)
-            return replace(found, intervals={name: (low, high) for name, (low, high) in found.intervals.items()})
-        except (TypeError, ValueError, AttributeError) as error:
+        except TypeError as error:
             raise UserError(f"{run.results_file} can't be read: {error}") from error
+        return replace(found, intervals={name: (low, high) for name, (low, high) in found.intervals.items()})
 
     def write(self, run: RunFolder) -> None:
         """Write results.json."""
@@ -135,6 +153,45 @@ class Results:
     def measured_on(self) -> str:
         """How many images the metrics are of: "359", or "200 of 10,000"."""
         return f"{self.samples:,} of {self.split_samples:,}" if self.partial else f"{self.samples:,}"
+
+
+# What must lie in the fields that hold more than values of one kind.
+_RESIZED = {"from": tuple[int, int], "to": tuple[int, int], "method": str}
+_ORIGIN = {"source": str, "weights": str, "revision": str | None, "license": str | None, "resized": _RESIZED}
+_INSIDE: dict[str, dict[str, Any]] = {
+    "backbone": _ORIGIN,
+    "data": {"source": str, "revision": str | None},
+    "versions": {"mixer_finetune": str, "torch": str},
+}
+
+
+def _holds(value: Any, inside: dict[str, Any]) -> bool:
+    """Whether the parts of a dict are of their kinds; a part that is a dict itself may be left out."""
+    return all(
+        value.get(key) is None or isinstance(value[key], dict) and _holds(value[key], kind)
+        if isinstance(kind, dict)
+        else _fits(value.get(key), kind)
+        for key, kind in inside.items()
+    )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value that was read from JSON is of a kind, as the annotations of `Results` say it."""
+    parts = get_args(kind)
+    match get_origin(kind):
+        case types.UnionType:
+            return any(_fits(value, part) for part in parts)
+        case kind_of if kind_of is dict:
+            return isinstance(value, dict) and all(_fits(each, parts[1]) for each in value.values())
+        case kind_of if kind_of is list:
+            return isinstance(value, list) and all(_fits(each, parts[0]) for each in value)
+        case kind_of if kind_of is tuple:
+            return isinstance(value, list) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if kind is float:
+        return isinstance(value, float) or isinstance(value, int) and _fits(abs(value), int) and value is not True
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return kind is Any or isinstance(value, kind)
 
 
 def metric_name(name: str) -> str:
@@ -171,6 +228,8 @@ def versions() -> dict[str, str]:
 
 def device_name(trainer: pl.Trainer) -> str:
     """What computed: a GPU's name, or the processor's and how many threads each process had."""
+    import torch  # the list of runs, which reads results, does without
+
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

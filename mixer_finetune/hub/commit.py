@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mixer_finetune.errors import UserError
 from mixer_finetune.hub.read import hub_errors, is_repo_id
-from mixer_finetune.hub.retry import ATTEMPTS, FIRST_WAIT, causes, is_transient, reason, retried
+from mixer_finetune.hub.retry import (
+    ATTEMPTS,
+    FIRST_WAIT,
+    LONGEST_WAIT,
+    asked_wait,
+    causes,
+    is_transient,
+    reason,
+    retried,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -106,12 +115,14 @@ class Commit:
     Attributes:
         id: Its hash.
         pull_request: Address of the pull request, where it is one and the reply said so.
-        is_complete: Whether the Hub holds all that was sent.
+        is_complete: Whether the Hub is known to hold all that was sent.
+        unchecked: Why that could not be checked; None where it was.
     """
 
     id: str
     pull_request: str | None
     is_complete: bool
+    unchecked: str | None = None
 
 
 class BranchMovedError(Exception):
@@ -172,6 +183,8 @@ def check_access(repo_id: str, create_pr: bool = False) -> Access:
                     "the Hub does not know the token in HF_TOKEN: make one that may write, at its settings"
                 ) from None
             raise
+    if not isinstance(who, dict) or not isinstance(who.get("name"), str):
+        raise UserError(f"the Hub ({access.api.endpoint}) does not say whose the token is: check HF_ENDPOINT")
     if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise UserError("the token may only read: make one that may write, at the Hub's settings, and set HF_TOKEN")
     owner = repo_id.split("/")[0]
@@ -199,7 +212,8 @@ def create_branch(access: Access, revision: str, *, private: bool) -> None:
 def snapshot(access: Access, revision: str) -> Snapshot:
     """The commit that a revision stands for, and its files."""
     info = retried(lambda: access.api.model_info(access.repo_id, revision=revision, files_metadata=True))
-    assert info.sha is not None and info.siblings is not None, "the Hub states them when files are asked for"
+    if info.sha is None or info.siblings is None:
+        raise UserError(f"the Hub ({access.api.endpoint}) does not list the files of {access.repo_id}: try again later")
     files = {file.rfilename: Hashes(file.lfs.sha256 if file.lfs else None, file.blob_id) for file in info.siblings}
     return Snapshot(info.sha, files)
 
@@ -268,20 +282,24 @@ def commit_files(
             if not stale and not is_transient(error):
                 raise
             # The reply may have been lost, not the commit.
-            time.sleep(min(FIRST_WAIT * 2**attempt, SETTLE_SECONDS))
+            asked = asked_wait(error)
+            time.sleep(max(min(FIRST_WAIT * 2**attempt, SETTLE_SECONDS), asked if asked <= LONGEST_WAIT else 0))
             for ref in sorted(_pull_requests(access) - known) if create_pr else [revision]:
                 found = snapshot(access, ref)
                 if found.commit != parent and found.holds(hashes):
                     return Commit(found.commit, None, is_complete=True)
                 if found.commit != parent and not create_pr:
                     raise BranchMovedError(found.commit) from error
-            if attempt == ATTEMPTS - 1:
+            if attempt == ATTEMPTS - 1 or asked > LONGEST_WAIT:
                 raise UserError(
                     f"the Hub does not take the commit ({reason(error)}); {access.repo_id} is unchanged: push again "
                     "later"
                 ) from error
         else:
-            return Commit(made.oid, made.pr_url, snapshot(access, made.oid).holds(hashes))
+            try:
+                return Commit(made.oid, made.pr_url, snapshot(access, made.oid).holds(hashes))
+            except Exception as error:  # which does not unmake the commit
+                return Commit(made.oid, made.pr_url, is_complete=False, unchecked=reason(error))
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,13 +25,15 @@ from mixer_finetune.files import UNWRITABLE, write_atomically
 from mixer_finetune.hub.progress import Pace, client_bar, say_download
 from mixer_finetune.hub.retry import (
     DOWNLOAD_TIME_LIMIT,
+    TRANSIENT_STATUS,
     causes,
     first_line,
     http_library,
     is_transient,
-    limit_wait,
+    lift_limits,
     reason,
     retried,
+    set_limits,
 )
 
 RepoType = Literal["model", "dataset"]
@@ -38,6 +41,12 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # As they are called in messages.
 _KINDS: dict[RepoType, str] = {"model": "model", "dataset": "data set"}
+# Statuses that are not of a repository that is not there, or of rights.
+_REFUSALS = {
+    400: "it does not understand what it is asked",
+    404: "it knows no such address; check HF_ENDPOINT",
+    413: "what is sent is larger than it takes",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -59,9 +68,10 @@ def hub_errors(repo_id: str, repo_type: RepoType, option: str, *, writing: bool 
     Raises:
         UserError: Whenever the block fails to reach, find or be allowed to read the repository, or to write the cache.
     """
-    from huggingface_hub import errors, get_session
+    from huggingface_hub import errors
 
     httpx = http_library()
+    set_limits()  # which imports the client's session, and with it sets its logger's level
     # Their warnings are about what is tried again or explained here.
     quieted = {logger: logger.level for logger in map(logging.getLogger, ("huggingface_hub", "datasets"))}
     try:
@@ -83,8 +93,7 @@ def hub_errors(repo_id: str, repo_type: RepoType, option: str, *, writing: bool 
             raise explanation from error
         raise
     finally:
-        hooks = get_session().event_hooks
-        get_session().event_hooks = {**hooks, "request": [hook for hook in hooks["request"] if hook is not limit_wait]}
+        lift_limits()
         for logger, level in quieted.items():
             logger.setLevel(level)
 
@@ -116,6 +125,10 @@ def _explanation(
         if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code in (401, 403):
             status = cause.response.status_code
             return UserError(f"the Hub ({endpoint}) refuses access to {name} ({status}): check HF_TOKEN")
+        if isinstance(cause, errors.HfHubHTTPError) and (status := cause.response.status_code) not in TRANSIENT_STATUS:
+            said = re.sub(r"\s+", " ", cause.server_message or "")[:200]
+            what = _REFUSALS.get(status, "it refuses what it is asked") + (f" ({said})" if said else "")
+            return UserError(f"the Hub ({endpoint}) answers {status} about {name}: {what}")
         if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
             return UserError(
                 f"the cache {constants.HF_HOME} can't be written ({cause.strerror}): free it, or set HF_HOME to "
@@ -123,6 +136,11 @@ def _explanation(
             )
         if isinstance(cause, httpx.HTTPError | ConnectionError):
             break  # what lies under it is the network's
+        if isinstance(cause, ValueError | LookupError | TypeError | AttributeError) and _raised_by_client(cause):
+            return UserError(
+                f"the Hub ({endpoint}) answers what makes no sense about {name} ({first_line(cause)}): check "
+                "HF_ENDPOINT, or try again later"
+            )
     missed = (httpx.HTTPError, errors.EntryNotFoundError, errors.RevisionResolutionError, ConnectionError)
     if not any(isinstance(cause, missed) for cause in causes(error)) and not is_transient(error):
         return None
@@ -133,6 +151,14 @@ def _explanation(
     else:
         problem = f"the Hub ({endpoint}) can't be reached ({reason(error)}) and {name} is not in the cache"
     return UserError(problem, advice=f"to work offline, give {{{option}}} a local folder or a bundled name")
+
+
+def _raised_by_client(error: BaseException) -> bool:
+    """Whether it is the client that can't make sense of an answer, and not somebody whom it calls or who calls it."""
+    files = [frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)]
+    houses = [house for file in files for house in ("huggingface_hub", "mixer_finetune", "datasets", "pyarrow")
+              if f"/{house}/" in file]  # fmt: skip
+    return houses[-1:] == ["huggingface_hub"]
 
 
 def download(

@@ -7,6 +7,7 @@ connection is dropped, or a body whose connection is reset; and in some calls it
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -16,6 +17,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 4
 FIRST_WAIT = 0.5  # seconds; doubled from one attempt to the next
+SILENT_WAIT = 5.0  # seconds; of longer waits a line is said
 LONGEST_WAIT = 60.0  # seconds; a Hub that asks for more with Retry-After is not waited for
 TIME_LIMIT = 20.0  # seconds after which a failure is final, since the client tries some requests again by itself
 DOWNLOAD_TIME_LIMIT = 3600.0  # seconds; the same of a whole file
@@ -34,22 +36,16 @@ def retried(read: Callable[[], T], time_limit: float = TIME_LIMIT) -> T:
     Raises:
         Exception: That of the last attempt.
     """
-    from huggingface_hub import get_session
-
     started = time.monotonic()
     for attempt in range(ATTEMPTS):
-        hooks = get_session().event_hooks  # of a new session where the client gave up the last one
-        if limit_wait not in hooks["request"]:
-            get_session().event_hooks = {**hooks, "request": [*hooks["request"], limit_wait]}
+        set_limits()
         try:
             return read()
         except Exception as error:
-            wait = max(FIRST_WAIT * 2**attempt, _asked_wait(error))
+            wait = max(FIRST_WAIT * 2**attempt, asked_wait(error))
             last = attempt == ATTEMPTS - 1 or time.monotonic() - started > time_limit
             if last or wait > LONGEST_WAIT or not is_transient(error):
                 raise
-            if wait > 5:
-                _log.warning("the Hub asks to wait %.0f s", wait)
         time.sleep(wait)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -59,6 +55,24 @@ def http_library() -> Any:
     return import_module("huggingface_hub.utils").httpx
 
 
+def set_limits() -> None:
+    """Have the client wait neither for ever nor in silence; of its present session, which it gives up at times."""
+    from huggingface_hub import get_session
+
+    hooks = get_session().event_hooks
+    if limit_wait not in hooks["request"]:
+        mine = {"request": limit_wait, "response": limit_asked_wait}
+        get_session().event_hooks = {kind: [*hooks[kind], hook] for kind, hook in mine.items()}
+
+
+def lift_limits() -> None:
+    """Leave the client's session as it was found."""
+    from huggingface_hub import get_session
+
+    hooks, mine = get_session().event_hooks, (limit_wait, limit_asked_wait)
+    get_session().event_hooks = {kind: [hook for hook in hooks[kind] if hook not in mine] for kind in hooks}
+
+
 def limit_wait(request: Any) -> None:
     """Give a request that would wait for ever the time limit of downloads."""
     from huggingface_hub import constants
@@ -66,6 +80,22 @@ def limit_wait(request: Any) -> None:
     limits = request.extensions.get("timeout", {})
     limits = {key: constants.HF_HUB_DOWNLOAD_TIMEOUT if limit is None else limit for key, limit in limits.items()}
     request.extensions = {**request.extensions, "timeout": limits}
+
+
+def limit_asked_wait(response: Any) -> None:
+    """Say what the Hub asks to wait, which the client does in silence, and don't let it where that is too long.
+
+    Raises:
+        HfHubHTTPError: It asks for more than `LONGEST_WAIT`.
+    """
+    from huggingface_hub import errors
+
+    wait = _stated_wait(response) if response.status_code in TRANSIENT_STATUS else 0.0
+    if wait > LONGEST_WAIT:
+        raise errors.HfHubHTTPError(f"it answers {response.status_code}", response=response)
+    if wait > SILENT_WAIT:
+        asked = f"{response.request.method} of {response.url.path.rpartition('/')[2]}"
+        _log.warning("the Hub answers %d to %s, and asks to wait %.0f s", response.status_code, asked, wait)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -86,13 +116,17 @@ def is_transient(error: BaseException) -> bool:
     return "Consistency check failed" in str(error)
 
 
-def _asked_wait(error: BaseException) -> float:
-    """Seconds that the Hub asks to wait with Retry-After; 0 where it does not."""
-    for cause in causes(error):
-        asked = getattr(getattr(cause, "response", None), "headers", {}).get("Retry-After", "")
-        if asked.isdigit():
-            return float(asked)
-    return 0.0
+def asked_wait(error: BaseException) -> float:
+    """Seconds that the Hub asks to wait; 0 where it does not."""
+    return max((_stated_wait(getattr(cause, "response", None)) for cause in causes(error)), default=0.0)
+
+
+def _stated_wait(response: Any) -> float:
+    """Seconds in Retry-After, or until the rate limit that is used up is reset."""
+    headers = getattr(response, "headers", {})
+    asked = str(headers.get("Retry-After", ""))
+    used_up = re.search(r"\br=0\b.*\bt=(\d{1,9})\b", str(headers.get("RateLimit", "")))
+    return float(asked) if re.fullmatch(r"[0-9]{1,9}", asked) else float(used_up[1]) if used_up else 0.0
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -110,7 +144,7 @@ def reason(error: BaseException) -> str:
     httpx = http_library()
     for cause in causes(error):
         if isinstance(cause, errors.HfHubHTTPError):
-            wait = _asked_wait(cause)
+            wait = asked_wait(cause)
             return f"it answers {cause.response.status_code}" + (f" and asks to wait {wait:.0f} s" if wait else "")
         if isinstance(cause, httpx.TimeoutException):
             return "no answer in time"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mixer_finetune.augment import Augmentation
+from mixer_finetune.backbones.adapters import NAMES
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import BUNDLED, VARIANTS
 from mixer_finetune.backbones.folder import beyond_timm
@@ -20,12 +20,14 @@ from mixer_finetune.evaluation.label_sets import LabelSets
 from mixer_finetune.evaluation.measures import ConfusionMatrix, class_figures, most_confused
 from mixer_finetune.evaluation.predictions import Predictions
 from mixer_finetune.evaluation.results import METRIC_NAMES, METRIC_TYPES, Results, metric_name, metric_text, options_of
+from mixer_finetune.evaluation.sizes import size_header, size_rows
+from mixer_finetune.integrity import as_written, check_unchanged
 from mixer_finetune.runs import RunFolder
+from mixer_finetune.sharing.card_trust import trust_part
+from mixer_finetune.texts import markdown, markdown_code
 
 MOST_LISTED_CLASSES = 50
 WORST_CLASSES, WORST_PAIRS = 5, 5
-# What begins something in Markdown. Inside a word an underscore begins nothing, and a colon only before slashes.
-_SPECIAL = re.compile(r"[\\`*\[\]<>&|~$#@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 _CITATION = """```bibtex
 @article{tolstikhin2021mixer,
   title={MLP-Mixer: An all-MLP Architecture for Vision},
@@ -50,18 +52,6 @@ def partial_note(results: Results) -> str | None:
     return f"measured on {results.measured_on} images of the split" if results.partial else None
 
 
-def markdown(text: str) -> str:
-    """A text as Markdown that shows it as it is, in a paragraph or a table: no tags, links, pictures or formulas."""
-    return _SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
-
-
-def markdown_code(text: str) -> str:
-    """A text in the typewriter face as Markdown; not for tables, whose cells end at `|` in it, too."""
-    line = " ".join(text.split())
-    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
-    return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
-
-
 def model_card(run: RunFolder, repo_id: str | None = None, *, backbone: Backbone | None = None) -> str:
     """The card of a run's model as Markdown, with the metadata that the Hub reads.
 
@@ -74,6 +64,7 @@ def model_card(run: RunFolder, repo_id: str | None = None, *, backbone: Backbone
         UserError: The run did not finish.
     """
     config, results = run.read_config(), Results.read(run)
+    check_unchanged(run.config_file, run.predictions_file)
     backbone = backbone or load_backbone(run.model)
     data_name = public_name(results.data["source"], results.data["revision"])
     title = repo_id.split("/")[-1] if repo_id else f"{backbone.architecture} on {data_name}"
@@ -88,9 +79,12 @@ def model_card(run: RunFolder, repo_id: str | None = None, *, backbone: Backbone
         classes, limits = _OF_TASK[results.task](results, predictions)
         parts += [
             "## Results\n\n" + _results(results, classes),
+            *trust_part(results, markdown),
             "## Limitations\n\n" + _limitations(results, limits),
         ]
-    parts += ["## Training\n\n" + _training(config, results, data_name), "## Citation\n\n" + _CITATION]
+    with as_written(run.config_file):
+        parts.append("## Training\n\n" + _training(config, results, data_name))
+    parts.append("## Citation\n\n" + _CITATION)
     return "\n\n".join(parts) + "\n"
 
 
@@ -197,6 +191,9 @@ def _results(results: Results, classes: list[str]) -> str:
         lines.append(f"| {markdown(metric_name(name))} | {metric_text(name, value)} | {interval} |")
     if results.calibration_error is not None:
         lines.append(f"| expected calibration error | {results.calibration_error:.2%} | |")
+    if results.sizes:
+        lines += ["", "One set of weights answers at several sizes (`load_backbone(..., image_size=...)`):", ""]
+        lines += [f"| {' | '.join(row)} |" for row in (size_header(results), "----", *size_rows(results))]
     return "\n".join([*lines, "", *classes])
 
 
@@ -228,7 +225,7 @@ def _failures(names: list[str], predictions: Predictions, matrix: ConfusionMatri
     tendency = "over" if confidence > accuracy else "under"
     lines.append(
         f"- Calibration: mean confidence {confidence:.1%} at an accuracy of {accuracy:.1%} ({tendency}confident by "
-        f"{abs(confidence - accuracy):.1%}); confidences are not corrected."
+        f"{abs(confidence - accuracy):.1%})."
     )
     return lines
 
@@ -300,6 +297,10 @@ def _training(config: dict[str, Any], results: Results, data_name: str) -> str:
 
 def _trained(model: dict[str, Any]) -> str:
     train = "head" if model.get("freeze_backbone") else model.get("train", "all")
+    if (adapter := model.get("adapter", "none")) != "none":
+        where = "all blocks" if train == "all" else train
+        size = f"rank {model.get('adapter_rank', 8)} and alpha {model.get('adapter_alpha', 16.0):g}"
+        return f"{NAMES.get(adapter, adapter)} of {size} on the linear maps of {where}, and the head; merged"
     return {"all": "all parameters", "head": "the head alone"}.get(train, f"{train}, and the head")
 
 
@@ -308,11 +309,20 @@ def _method(model: dict[str, Any], data: dict[str, Any]) -> str | None:
     plain = {
         "head": "auto", "unfreeze_every": 0, "layer_decay": 1.0, "head_lr_factor": 1.0, "sam_rho": 0.0,
         "sam_adaptive": False, "ema_decay": 0.0, "loss": "cross_entropy", "class_weights": "none",
+        "train_sizes": None, "size_order": "drawn", "final_epochs": 0,
     }  # fmt: skip
     done = [f"{name.replace('_', ' ')} {model[name]}" for name, off in plain.items() if model.get(name, off) != off]
+    if model.get("teacher"):
+        done.append(f"distilled from {public_name(str(model['teacher']), None)} ({_teaching(model)})")
     if data.get("sampling", "shuffled") != "shuffled":
         done.append(f"sampling {data['sampling']}")
     return ", ".join(done) or None
+
+
+def _teaching(model: dict[str, Any]) -> str:
+    targets = model.get("teacher_targets", "soft")
+    at = f" at temperature {model.get('teacher_temperature', 1.0):g}" if targets == "soft" else ""
+    return f"{targets} targets{at}, {model.get('teacher_weight', 0.5):.0%} of the loss"
 
 
 def _optimizer(model: dict[str, Any]) -> str | None:

@@ -63,7 +63,7 @@ def export(
     notes: list[str] = []
 
     def write(path: Path) -> None:
-        logits = _WRITERS[format](backbone, path, dtype)
+        logits = _WRITERS[format](backbone, path, dtype, run.calibration_file)
         difference = _difference(backbone, logits)
         if difference > LARGEST_DIFFERENCE[dtype]:
             raise UserError(
@@ -124,10 +124,12 @@ def _start(run: RunFolder) -> dict[str, Any]:
     return {**origin, "source": public_name(origin["source"], origin.get("revision"))}
 
 
-def _metadata(backbone: Backbone) -> dict[str, str]:
-    """Pre-processing and label names, as text."""
+def _metadata(backbone: Backbone, calibration: Path) -> dict[str, str]:
+    """Pre-processing and label names, and what the dev split says of its probabilities, as text."""
     config = model_config(backbone, backbone.label_names)
+    trust = {"calibration": calibration.read_text(encoding="utf-8")} if calibration.is_file() else {}
     return {
+        **trust,
         "architecture": backbone.architecture,
         "label_names": json.dumps(backbone.label_names, ensure_ascii=False),
         "preprocessing": json.dumps(backbone.preprocessing.to_pretrained_cfg()),
@@ -149,7 +151,7 @@ def _difference(backbone: Backbone, load: Logits) -> float:
     )
 
 
-def _write_onnx(backbone: Backbone, path: Path, dtype: str) -> Logits:
+def _write_onnx(backbone: Backbone, path: Path, dtype: str, calibration: Path) -> Logits:
     try:
         import onnx
         import onnxruntime  # noqa: F401
@@ -171,7 +173,7 @@ def _write_onnx(backbone: Backbone, path: Path, dtype: str) -> Logits:
         )
     assert program is not None
     model = program.model_proto
-    for key, value in _metadata(backbone).items():
+    for key, value in _metadata(backbone, calibration).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
     onnx.save(model, str(path))
@@ -185,16 +187,18 @@ def _onnx_logits(path: Path) -> Logits:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _write_torch_export(backbone: Backbone, path: Path, dtype: str) -> Logits:
+def _write_torch_export(backbone: Backbone, path: Path, dtype: str, calibration: Path) -> Logits:
     program = torch.export.export(backbone, (_images(backbone, 2),), dynamic_shapes=_DYNAMIC_BATCH)
     with open(path, "wb") as file:
-        torch.export.save(program, file, extra_files=_metadata(backbone))
+        torch.export.save(program, file, extra_files=_metadata(backbone, calibration))
     with open(path, "rb") as file:
         return torch.export.load(file).module()
 
 
-def _write_safetensors(backbone: Backbone, path: Path, dtype: str) -> Logits:
+def _write_safetensors(backbone: Backbone, path: Path, dtype: str, calibration: Path) -> Logits:
     save_model_folder(path, copy.deepcopy(backbone).to(DTYPES[dtype]), backbone.label_names)
+    if calibration.is_file():
+        shutil.copyfile(calibration, path / calibration.name)
     return load_backbone(path).eval()
 
 

@@ -25,6 +25,7 @@ from mixer_finetune.hub.commit import (
     hashes_of,
     snapshot,
 )
+from mixer_finetune.integrity import as_written
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card import model_card, partial_note, public_name
 
@@ -51,16 +52,19 @@ def contents(run: RunFolder, repo_id: str) -> dict[str, bytes | Path]:
     """
     config, results = run.read_config(), asdict(Results.read(run))
     model = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
-    for origin in (model[OWN_KEY]["backbone"], results["backbone"], results["data"]):
-        if origin.get("source"):
-            origin["source"] = public_name(origin["source"], origin.get("revision"))
-    for group, option, origin in (("model", "backbone", results["backbone"]), ("data", "source", results["data"])):
-        options = config.get(group) or {}
-        options = options.get("init_args", options)
-        if option in options:
-            options[option] = origin.get("source")
+    with as_written(run.model / "config.json"):
+        for origin in (model[OWN_KEY]["backbone"], results["backbone"], results["data"]):
+            if origin.get("source"):
+                origin["source"] = public_name(origin["source"], origin.get("revision"))
+    with as_written(run.config_file):
+        for group, option, origin in (("model", "backbone", results["backbone"]), ("data", "source", results["data"])):
+            options = config.get(group) or {}
+            options = options.get("init_args", options)
+            if option in options:
+                options[option] = origin.get("source")
+        config |= {"output_dir": "runs", "push": None, "trainer": {**(config.get("trainer") or {}), **_PRIVATE}}
     results["bad_images"] = len(results["bad_images"])
-    config |= {"output_dir": "runs", "push": None, "trainer": {**(config.get("trainer") or {}), **_PRIVATE}}
+    del results["files"]  # the hashes of files that lie here, some of which are sent otherwise or not at all
     # A relative path looks like a Hub id or a metric's name: it is one if it leads somewhere from here or above the
     # run.
     places = [Path.cwd(), *run.path.resolve().parents]
@@ -68,13 +72,16 @@ def contents(run: RunFolder, repo_id: str) -> dict[str, bytes | Path]:
     def public(value: Any) -> Any:
         return without_local_paths(value, lambda text: any(os.path.exists(place / text) for place in places))
 
+    measured = json.dumps(public(results), indent=2, ensure_ascii=False) + "\n"
     files: dict[str, bytes | Path] = {
-        "README.md": model_card(run, repo_id).encode(),
+        "README.md": model_card(run, repo_id).encode("utf-8", "replace"),
         "config.json": (json.dumps(public(model), indent=2) + "\n").encode(),
         "config.yaml": yaml.safe_dump(public(config), sort_keys=False, allow_unicode=True).encode(),
         "model.safetensors": run.model / "model.safetensors",
-        "results.json": (json.dumps(public(results), indent=2, ensure_ascii=False) + "\n").encode(),
+        "results.json": measured.encode("utf-8", "backslashreplace"),  # of names that are no text
     }
+    if (trust := run.read_json(run.calibration_file)) is not None:
+        files[run.calibration_file.name] = (json.dumps(public(trust), ensure_ascii=False) + "\n").encode()
     pictures = (run.curves_picture, run.confusion_picture)
     return files | {picture.name: picture for picture in pictures if picture.is_file()}
 
@@ -172,13 +179,18 @@ def push(
                 f"{repo_id} ({revision}) has moved on to {error.head[:12]} during the push, which changed nothing",
                 advice="look at that commit, and push again with {force}",
             ) from error
+    if not create_pr:  # whatever the check says: the commit is made, and a second push knows it for its own
+        run.write_json(run.push_file, {"repo_id": repo_id, "revision": revision, "commit": commit.id})
     if not commit.is_complete:
+        if commit.unchecked:
+            raise UserError(
+                f"the commit {commit.id[:12]} is made in {repo_id}, but could not be checked ({commit.unchecked}): "
+                "push again to have it compared"
+            )
         raise UserError(
             f"{repo_id} does not hold what was sent, at {commit.id[:12]}",
-            advice="look at it, and push again with {force}",
+            advice="look at it, and push again",
         )
-    if not create_pr:
-        run.write_json(run.push_file, {"repo_id": repo_id, "revision": revision, "commit": commit.id})
     place = commit.pull_request or access.url
     return f"pushed {len(files)} files as one commit, {commit.id[:12]}, and compared their sha256: {place}"
 

@@ -1,11 +1,14 @@
-"""Averages of weights: the exponential moving average of a run, and points on the line between two states."""
+"""Averages of weights: the exponential moving average of a run, and points on the way between two states."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from mixer_finetune.backbones.adapters import DOWN
+from mixer_finetune.training.layers import layer_of
 
 
 class WeightEma:
@@ -61,18 +64,43 @@ class WeightEma:
         self.weights = {name: saved[name].to(value) for name, value in self.weights.items()}
 
 
-def between(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """The weights at `alpha` of the way from one state to another (WiSE-FT, arXiv 2109.01903).
+def between(
+    start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float | Callable[[str], float]
+) -> dict[str, Tensor]:
+    """The weights on the way from one state to another (WiSE-FT, arXiv 2109.01903, where all have one share of it).
+
+    The update of an adapter is a product that starts at zero: it has its share where one factor does.
 
     Args:
         start: At 0.
         end: At 1, with the same names; what is no floating-point number is taken from here.
-        alpha: 0 to 1.
+        share: 0 to 1, of all weights or by their name.
     """
-    return {
-        name: torch.lerp(start[name].to(value), value, alpha) if value.is_floating_point() else value
-        for name, value in end.items()
-    }
+
+    def at(name: str, value: Tensor) -> Tensor:
+        if not value.is_floating_point() or name.endswith(f".{DOWN}"):
+            return value
+        return torch.lerp(start[name].to(value), value, share(name) if callable(share) else share)
+
+    return {name: at(name, value) for name, value in end.items()}
+
+
+def share_by_depth(alpha: float, blocks: int) -> Callable[[str], float]:
+    """The share of the update that each layer keeps: alpha in the first block, 1 in the last, linear in between.
+
+    LiNeS (arXiv 2410.17146, with beta = 1 - alpha). The patch embedding goes with the first block, the final norm with
+    the last, and the head keeps all.
+
+    Args:
+        alpha: 0 to 1.
+        blocks: n, of the backbone.
+    """
+
+    def share(name: str) -> float:
+        layer = layer_of(name, blocks)
+        return 1.0 if layer > blocks else alpha + (1 - alpha) * (max(layer, 1) - 1) / max(blocks - 1, 1)
+
+    return share
 
 
 def mean_of(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mixer_finetune.backbones.adapters import UP
 from mixer_finetune.backbones.foreign import load_checkpoint
 from mixer_finetune.errors import UserError
 from mixer_finetune.files import write_atomically
@@ -130,8 +131,16 @@ class StartingWeights(Callback):
         self.path = path
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Write them, once."""
-        if trainer.is_global_zero and not self.path.is_file():
+        """Write them, once.
+
+        Raises:
+            UserError: They have an adapter that is trained already, from which no line leads on.
+        """
+        if self.path.is_file():
+            return
+        if any(bool(p.any()) for name, p in pl_module.named_parameters() if name.endswith(f".{UP}")):
+            raise UserError("the run goes on from a trained adapter", option="weights", choices="last or best")
+        if trainer.is_global_zero:
             state = {name: value.detach().cpu().contiguous() for name, value in pl_module.state_dict().items()}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, lambda temporary: save_file(state, temporary))

@@ -15,19 +15,22 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from mixer_finetune.backbones.adapters import Adapter, check_adapter, merged_copy
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.folder import model_config
 from mixer_finetune.backbones.foreign import load_checkpoint
 from mixer_finetune.backbones.load import load_backbone
 from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.batches import Batch
+from mixer_finetune.data.sizes import SizeOrder
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.averages import WeightEma
+from mixer_finetune.training.distillation import Teacher, TeacherTargets, make_teacher
 from mixer_finetune.training.drop_path import drop_path_of
 from mixer_finetune.training.evaluating import EvaluatedModule
 from mixer_finetune.training.features import Features, frozen_features
 from mixer_finetune.training.head import HeadName, choose_head
-from mixer_finetune.training.layers import Rates, choose_trained, drop_untrained_gradients
+from mixer_finetune.training.layers import Rates, adapt, choose_trained, drop_untrained_gradients
 from mixer_finetune.training.log import TrainingLog
 from mixer_finetune.training.losses import Loss, LossName, make_loss
 from mixer_finetune.training.optimization import build_optimizer
@@ -37,6 +40,7 @@ from mixer_finetune.training.rate_finder import find_rate
 from mixer_finetune.training.rates import recommended_rate
 from mixer_finetune.training.schedule import WarmupCosine, schedule_config
 from mixer_finetune.training.sharpness import Sharpness
+from mixer_finetune.training.sizes import geometry_after, resized_for_step, take_sizes
 from mixer_finetune.training.task import TASKS
 
 log = logging.getLogger(__name__)
@@ -66,6 +70,10 @@ class MixerClassifier(EvaluatedModule):
         train: What is trained beside the head: all, head (nothing), last-K (the last K blocks and the final norm),
             norms-biases, token-mixing, channel-mixing, no-stem (all but the patch embedding).
         freeze_backbone: Train the head alone, as `train` head.
+        adapter: lora or dora: in place of the weights that `train` chooses (all, token-mixing, channel-mixing, last-K),
+            train low-rank updates of the linear maps among them; saved merged into plain weights, and on their own.
+        adapter_rank: Of the updates.
+        adapter_alpha: The updates are multiplied by this, divided by the rank.
         unfreeze_every: Gradual unfreezing: the head is trained first, and each that many steps one layer more, from the
             last block down to the stem; 0 trains all from the start.
         head: auto (the trained head if it is for the data's classes, else a new one), keep (the trained head, its
@@ -94,6 +102,16 @@ class MixerClassifier(EvaluatedModule):
         sam_adaptive: Measure the perturbation in units of each weight (ASAM); sam_rho is then often 0.5 to 2.
         ema_decay: Keep an exponential moving average of the weights, often 0.99 to 0.9999, and measure it beside them
             on the dev split; 0 is without.
+        teacher: Model to distil from, as for `backbone`, trained for the classes of the data (matched by name): each
+            step it answers the very images that are trained on. Best a larger model's run folder.
+        teacher_weight: Share of the loss that is the distance from the teacher, 0 to 1; the labels have the rest.
+        teacher_temperature: That both sides' logits are divided by before they are compared; often 1 to 10.
+        teacher_targets: soft (the teacher's probabilities) or hard (its answers, as labels).
+        train_sizes: Sizes of the training images, as `image_size` takes them: the token mixing is resampled to each in
+            passing, so that one set of weights serves them all. Weights are kept, and evaluated, at `image_size`.
+        size_order: drawn (each batch has one of them at random) or listed (one after another, for equal parts of the
+            run, such as from small to large).
+        final_epochs: Epochs at the end of the run in which training images have `image_size` (FixRes).
         compile: Compile the backbone's blocks with torch.compile.
         checkpoint_activations: Compute the blocks' activations again in the backward pass: less memory, a third more
             time.
@@ -104,7 +122,9 @@ class MixerClassifier(EvaluatedModule):
         head: Pre-logits to logits, (B, classes).
         label_names: Names of the classes, where they are known.
         head_note: Which head it is, and why, for the user.
+        size_plan: Of the training images' sizes; None where all have that of the backbone.
         lr_note: Where the learning rate is from, for the user; None where it was given.
+        teacher: That it is distilled from; there while it is trained, and in no checkpoint.
         features: Of the frozen backbone, by split, where a run takes them in the place of images.
 
     Raises:
@@ -129,6 +149,9 @@ class MixerClassifier(EvaluatedModule):
         revision: str | None = None,
         train: str = "all",
         freeze_backbone: bool = False,
+        adapter: Literal["none", "lora", "dora"] = "none",
+        adapter_rank: int = 8,
+        adapter_alpha: float = 16.0,
         unfreeze_every: int = 0,
         head: HeadName = "auto",
         drop_path: float = 0.0,
@@ -147,6 +170,13 @@ class MixerClassifier(EvaluatedModule):
         sam_rho: float = 0.0,
         sam_adaptive: bool = False,
         ema_decay: float = 0.0,
+        teacher: str | Path | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 1.0,
+        teacher_targets: TeacherTargets = "soft",
+        train_sizes: list[int | tuple[int, int]] | None = None,
+        size_order: SizeOrder = "drawn",
+        final_epochs: int = 0,
         compile: bool = False,
         checkpoint_activations: bool = False,
         seed: int = 0,
@@ -167,12 +197,15 @@ class MixerClassifier(EvaluatedModule):
                 seed=seed,
             )
         self.hparams["backbone"] = backbone.origin["source"]
+        self.hparams["teacher"] = None if teacher is None else str(teacher)
         self.hparams["optimizer"] = optimizer if isinstance(optimizer, str) else "custom"
         self.hparams["train"] = train = "head" if freeze_backbone else train
         self.lr_note: str | None = None
         if lr is None:
-            rate = recommended_rate(backbone, optimizer if isinstance(optimizer, str) else "sgd", train)
+            method = train if adapter == "none" else "adapter"
+            rate = recommended_rate(backbone, optimizer if isinstance(optimizer, str) else "sgd", method)
             self.hparams["lr"], self.lr_note = rate.lr, rate.note
+        self.size_plan = take_sizes(backbone, train_sizes, size_order, final_epochs, seed)
         self._hparams_initial = copy.deepcopy(self.hparams)
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
 
@@ -180,6 +213,8 @@ class MixerClassifier(EvaluatedModule):
         self._ask(task or backbone.task)
         self._put_head(num_classes, label_names)
         choose_trained(self.backbone, train)
+        if adapter != "none":
+            adapt(self.backbone, Adapter(adapter, adapter_rank, adapter_alpha), train, seed)
         self.backbone.checkpoint_activations = checkpoint_activations
         if compile:
             self.backbone.compile_blocks()
@@ -187,6 +222,8 @@ class MixerClassifier(EvaluatedModule):
         self._log = TrainingLog()
         self._sharpness = Sharpness(sam_rho, sam_adaptive) if sam_rho else None
         self._ema_state: dict[str, Any] | None = None
+        self.teacher: Teacher | None = None
+        self._teacher_before: str | None = None
         self.features: dict[str, Features] = {}
 
     # Model
@@ -201,12 +238,17 @@ class MixerClassifier(EvaluatedModule):
         """How images must be prepared for the backbone."""
         return self.backbone.preprocessing
 
-    def assembled(self) -> Backbone:
-        """Backbone and head as one model, in timm's form, with the pre-processing that it is evaluated with."""
+    def assembled(self, merged: bool = True) -> Backbone:
+        """Backbone and head as one model, in timm's form, with the pre-processing that it is evaluated with.
+
+        Args:
+            merged: Whether adapters are merged into plain weights, in a copy.
+        """
         whole = self.backbone.with_head(self.head)
         whole.label_names, whole.task = self.label_names, self.task.name
         whole.preprocessing = getattr(self._datamodule, "preprocessing", None) or self.preprocessing
-        return whole
+        whole.geometry = geometry_after(whole.geometry, self.size_plan)
+        return merged_copy(whole) if merged else whole
 
     @property
     def _datamodule(self) -> Any:
@@ -303,8 +345,10 @@ class MixerClassifier(EvaluatedModule):
         images, targets = batch[0], batch[1]
         if batch_idx == 0:
             self.task.check(targets)
+        if self.size_plan is not None and not isinstance(batch, Batch):  # whose images have their size
+            images = resized_for_step(self, images)
         logits = self(images, drop_path_of(self, batch, batch_idx))  # (b, classes)
-        total = self.criterion(logits, targets)
+        total = self.loss(images, logits, targets)
         if self._sharpness is None or not self._sharpness.again:
             self._log.step(self, total, self.task.right(logits, targets), len(images), batch_idx)
             if self._sharpness is not None:
@@ -314,6 +358,17 @@ class MixerClassifier(EvaluatedModule):
         # Lightning averages over devices and micro-batches; scaled so, that average is the global batch's mean.
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         return total * (shares / batch.global_size)
+
+    def loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised, summed over the images, a scalar.
+
+        Args:
+            images: (b, c, S, T), normalised.
+            logits: Of these, (b, classes).
+            targets: As the task has them.
+        """
+        own = self.criterion(logits, targets)
+        return own if self.teacher is None else self.teacher.blended(own, images, logits)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -379,7 +434,13 @@ class MixerClassifier(EvaluatedModule):
         options, resumed = self._options, self.trainer.ckpt_path is not None
         if self._sharpness is not None:
             self._sharpness.check(self.trainer)
+        if self.size_plan is None:
+            self.backbone.serve(())  # trained at one size, weights for several are for that one
         self.criterion = make_loss(self.task, options, self._datamodule)
+        if options.teacher is not None:
+            prepared = getattr(self._datamodule, "preprocessing", None) or self.preprocessing
+            self.teacher = make_teacher(self, prepared, options.teacher)
+            self.teacher.check_same(self._teacher_before)
         self.features = frozen_features(self, self._datamodule)
         if options.head == "probe" and not resumed:
             self.head_note = start_from_probe(self, self._datamodule)
@@ -425,16 +486,26 @@ class MixerClassifier(EvaluatedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained: `load_backbone` reads it without anything else."""
-        checkpoint["model_config"] = model_config(self.assembled(), self.label_names)
+        checkpoint["model_config"] = model_config(self.assembled(merged=False), self.label_names)
+        if self._options.adapter != "none":
+            checkpoint["adapter_factor"] = self._options.adapter_alpha / self._options.adapter_rank
         checkpoint["training_log"] = self._log.state_dict()
         if self.ema is not None:
             checkpoint["ema"] = self.ema.state_dict()
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the loss and accuracy that were being gathered."""
+        """Go on with the loss and accuracy that were being gathered.
+
+        Raises:
+            UserError: Its weights have another adapter.
+        """
+        if "state_dict" in checkpoint:  # not in one whose weights are split over files
+            check_adapter(self.backbone, checkpoint["state_dict"], checkpoint.get("adapter_factor"))
         if "training_log" in checkpoint:  # not in a checkpoint of weights alone
             self._log.load_state_dict(checkpoint["training_log"], self.device)
-        self._ema_state = checkpoint.get("ema")
+        self._ema_state, self._teacher_before = checkpoint.get("ema"), checkpoint.get("teacher")
         if self._options.lr == "auto":
             self.hparams["lr"] = checkpoint["hyper_parameters"]["lr"]
 

@@ -13,6 +13,7 @@ from mixer_finetune.data.batches import Batch
 from mixer_finetune.errors import NoImagesError
 from mixer_finetune.training.averages import WeightEma
 from mixer_finetune.training.measuring import Answers, SplitMetrics
+from mixer_finetune.training.reliability import DevLogits, Reliability
 from mixer_finetune.training.task import SINGLE_LABEL
 
 
@@ -23,6 +24,8 @@ class EvaluatedModule(pl.LightningModule):
         ema: The average of the weights, measured beside them on the dev split; None where there is none.
         task: What is asked of an image.
         test_table: After a test: a row for each image, its index and what the task keeps.
+        gathered: Takes the logits of a dev split, where they are wanted.
+        reliability: Takes those of a test, to measure how far its probabilities can be trusted, where that is wanted.
     """
 
     def __init__(self) -> None:
@@ -30,6 +33,8 @@ class EvaluatedModule(pl.LightningModule):
         self.task = SINGLE_LABEL
         self.test_table: Tensor | None = None
         self.ema: WeightEma | None = None
+        self.gathered: DevLogits | None = None
+        self.reliability: Reliability | None = None
 
     def make_metrics(self, classes: int) -> None:
         """Make metrics of the task for that many classes."""
@@ -42,7 +47,10 @@ class EvaluatedModule(pl.LightningModule):
         """Update the dev metrics."""
         images, targets = batch[0], batch[1]
         if len(images):  # else none of its images could be decoded
-            self.dev.update(self(images), targets)
+            logits = self(images)
+            self.dev.update(logits, targets)
+            if self.gathered is not None:
+                self.gathered.update(logits, targets, batch.indices if isinstance(batch, Batch) else None)
             if self.ema is not None:
                 self.dev_ema.update(functional_call(self, self.ema.as_in(self), (images,)), targets)
 
@@ -58,6 +66,8 @@ class EvaluatedModule(pl.LightningModule):
             logits = self(batch[0])  # (b, classes)
             self.test.update(logits, batch[1])
             self.answers.update(logits, batch[1], batch.indices if isinstance(batch, Batch) else None)
+            if self.reliability is not None:
+                self.reliability.update(logits, batch[1])
 
     def on_test_epoch_end(self) -> None:
         """Log test metrics and loss and keep the answers, over the whole split and all devices."""

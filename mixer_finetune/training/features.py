@@ -118,6 +118,8 @@ def frozen_features(module: Any, data: Any) -> dict[str, Features]:
         return {}
     if any(p.requires_grad for p in module.backbone.parameters()) or not data.augmentation.fixed:
         return {}
+    if module.teacher is not None or module.size_plan is not None:
+        return {}  # which answers images; whose sizes differ from step to step
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         return {}  # the weights are split over the devices
     if any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +10,7 @@ from torch import nn
 
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.errors import UserError
+from mixer_finetune.training.class_rows import ClassRows, plain
 
 HeadName = Literal["auto", "keep", "new", "probe", "names"]
 
@@ -96,41 +95,22 @@ def _rows_by_name(backbone: Backbone, classes: int, label_names: list[str] | Non
     if known is None or label_names is None:
         whose = "the backbone's head" if known is None else "the data"
         raise UserError(f"the classes of {whose} have no names to go by", option="head", choices="new or probe")
-    rows = matched_rows(label_names, known)
-    taken = [name for name, row in zip(label_names, rows, strict=True) if row is not None]
-    missing = [name for name, row in zip(label_names, rows, strict=True) if row is None]
+    rows = ClassRows(known)
+    found = {name: rows.find(name) for name in label_names}
+    taken = {name: candidates[0] for name, candidates in found.items() if len(candidates) == 1}
+    missing = [name for name in label_names if name not in taken]
     if not taken or (head == "keep" and missing):
         problem = f"the trained head of {len(known):,} classes ({_some(known)}) does not know {_some(missing)}"
         raise UserError(problem, option="head", choices="names, new or probe" if taken else "new or probe")
     new = _new_head(backbone, classes)
     with torch.no_grad():
-        for i, row in enumerate(rows):
-            if row is not None:
-                new.weight[i], new.bias[i] = trained.weight[row], trained.bias[row]
-    note = f"head of {classes} classes, {len(taken)} of them from the trained head's rows by name ({_some(taken)})"
-    return Head(new, label_names, note + (f", {len(missing)} new ({_some(missing)})" if missing else ""))
-
-
-def matched_rows(label_names: list[str], known: list[str]) -> list[int | None]:
-    """For each label, the row of a trained head that has its name; None where none has, or several have.
-
-    Case, underscores and hyphens do not count. A known name may list synonyms behind commas, as ImageNet's do ("tench,
-    Tinca tinca"): the whole name counts before a part of it.
-
-    Args:
-        label_names: Of the data.
-        known: Of the trained head.
-    """
-    whole = [_plain(name) for name in known]
-    parts = [{_plain(part) for part in name.split(",")} for name in known]
-    whole_count, part_count = Counter(whole), Counter(part for each in parts for part in each)
-    by_part = {part: row for row, each in enumerate(parts) for part in each if part_count[part] == 1}
-    by_whole = {name: row for row, name in enumerate(whole) if whole_count[name] == 1}
-    return [by_whole.get(_plain(name), by_part.get(_plain(name))) for name in label_names]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+        for i, name in enumerate(label_names):
+            if name in taken:
+                new.weight[i], new.bias[i] = trained.weight[taken[name]], trained.bias[taken[name]]
+    shown = [name if plain(name) == plain(known[row]) else f'{name} = "{known[row]}"' for name, row in taken.items()]
+    left = [f"{name}: {len(found[name])} rows" if found[name] else name for name in missing]
+    note = f"head of {classes} classes, {len(taken)} of them from the trained head's rows by name ({_some(shown)})"
+    return Head(new, label_names, note + (f", {len(missing)} new ({_some(left)})" if missing else ""))
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from mixer_finetune.backbones.adapters import NAMES, adapted_layers
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import tagged
 
@@ -16,7 +17,7 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
     Args:
         trainer: That is about to train.
         model: The MixerClassifier.
-        precision_note: About float32 products.
+        precision_note: About the precision.
     """
     backbone: Backbone = model.backbone
     origin = backbone.origin
@@ -28,6 +29,9 @@ def header(trainer: pl.Trainer, model: Any, precision_note: str | None) -> list[
     data: Any = getattr(trainer, "datamodule", None)
     if description := getattr(data, "description", None):
         lines.append(f"data       {description}")
+    if str(getattr(data, "source", "")).casefold() in [name.casefold() for name in origin.get("trained_on", [])]:
+        said = "the backbone was trained on this data set, by its card: dev accuracy flatters, and test accuracy may"
+        lines.append(f"note       {said}")
     if (augmentation := getattr(data, "augmentation", None)) and (amounts := augmentation.described(data.repeats)):
         lines.append(f"augmented  {', '.join(amounts)}")
     lines.append(f"training   {_training(trainer, model, data)}")
@@ -66,8 +70,12 @@ def _method(model: Any, data: Any) -> list[str]:
     options, said = model.hparams, []
     if model.lr_note:
         said.append(f"learning rate {model.lr_note}")
-    if options.train != "all":
+    if options.adapter != "none":
+        said.append(_adapter(model))
+    elif options.train != "all":
         said.append(f"trains {options.train}, and the head" if options.train != "head" else "trains the head alone")
+    if model.size_plan is not None:
+        said.append(model.size_plan.described())
     if model.features:
         said.append("the frozen backbone computes each image once, and the epochs go over its features")
     if options.unfreeze_every:
@@ -84,6 +92,8 @@ def _method(model: Any, data: Any) -> list[str]:
         said.append(f"{name} with rho {options.sam_rho:g}: each step is computed twice, for about twice the time")
     if options.ema_decay:
         said.append(f"average of the weights with decay {options.ema_decay:g}")
+    if model.teacher is not None:
+        said.append(model.teacher.described())
     if options.loss != "cross_entropy":
         said.append(f"{options.loss.replace('_', '-')} loss")
     if options.class_weights != "none":
@@ -92,6 +102,17 @@ def _method(model: Any, data: Any) -> list[str]:
         plan, images = data.train_batches, len(data.splits["train"])
         said.append(f"balanced sampling: {plan.n:,} draws an epoch from {images:,} images")
     return said
+
+
+def _adapter(model: Any) -> str:
+    options, layers = model.hparams, adapted_layers(model.backbone)
+    trained = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.backbone.parameters() if not p.requires_grad)
+    where = "" if options.train == "all" else f" ({options.train})"
+    return (
+        f"{NAMES[options.adapter]} of rank {options.adapter_rank} and alpha {options.adapter_alpha:g} on {len(layers)} "
+        f"linear maps{where}: {trained:,} parameters beside {frozen:,} frozen ones, merged when saved"
+    )
 
 
 def _percent(share: float) -> str:
@@ -104,7 +125,7 @@ def _epochs(number: float) -> str:
 
 def _device(trainer: pl.Trainer, precision_note: str | None) -> str:
     kind = trainer.accelerator.__class__.__name__.removesuffix("Accelerator")
-    note = f", {precision_note}" if precision_note and trainer.strategy.root_device.type == "cpu" else ""
+    note = f", {precision_note}" if precision_note else ""
     return f"{kind}, precision {trainer.precision}{note}"
 
 

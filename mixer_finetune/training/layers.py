@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mixer_finetune.backbones.adapters import Adapter, put_adapter
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.errors import UserError
 
@@ -79,6 +80,24 @@ def choose_trained(backbone: Backbone, train: str) -> None:
     for name, parameter in backbone.named_parameters():
         if not chosen(name):
             parameter.requires_grad_(False)
+
+
+def adapt(backbone: Backbone, adapter: Adapter, train: str, seed: int) -> None:
+    """Train an adapter in place of the linear maps that are chosen, and nothing else beside the head.
+
+    Args:
+        backbone: Without its head.
+        adapter: What is put beside the maps.
+        train: all, token-mixing, channel-mixing or last-K.
+        seed: Of what it starts from.
+
+    Raises:
+        UserError: The weights are fresh.
+    """
+    if backbone.origin["weights"] == "fresh":
+        problem = f"an adapter is for trained weights, and those of {backbone.origin['source']} are fresh"
+        raise UserError(problem, option="adapter", choices="none, or change {backbone}")
+    put_adapter(backbone, adapter, _chosen(backbone, train), seed)
 
 
 def check_train(train: str) -> None:

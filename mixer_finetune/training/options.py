@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mixer_finetune.backbones.adapters import NAMES
 from mixer_finetune.errors import UserError
+from mixer_finetune.training.distillation import check_teacher
 from mixer_finetune.training.head import check_head
 from mixer_finetune.training.layers import check_train
 from mixer_finetune.training.losses import check_loss
@@ -13,7 +15,7 @@ from mixer_finetune.training.optimization import OPTIMIZERS
 
 _SHARES = ("momentum", "label_smoothing", "drop_path", "ema_decay")  # in [0, 1)
 _NOT_NEGATIVE = ("weight_decay", "warmup_steps", "sam_rho", "unfreeze_every", "focal_gamma")
-_POSITIVE = ("layer_decay", "head_lr_factor")
+_POSITIVE = ("layer_decay", "head_lr_factor", "adapter_rank", "adapter_alpha")
 
 
 def check_options(options: Mapping[str, Any], optimizer: Any, lr_scheduler: Any = None) -> None:
@@ -40,9 +42,12 @@ def check_options(options: Mapping[str, Any], optimizer: Any, lr_scheduler: Any 
             raise UserError(f"{name} must be 0 or more, got {value}", option=name)
     if isinstance(lr, str) and lr != "auto":
         raise UserError(f"expected a learning rate, got '{lr}'", option="lr", choices="a number or auto")
+    check_teacher(options)
     check_loss(options["loss"], options["class_weights"])
     check_head(options["head"])
     check_train(options["train"])
+    if options["adapter"] not in ("none", *NAMES):
+        raise UserError(f"there is no adapter '{options['adapter']}'", option="adapter", choices="none, lora or dora")
     names, classes = options["label_names"], options["num_classes"]
     if names is not None and classes not in (None, len(names)):
         raise UserError(f"num_classes is {classes}, but label_names names {len(names)}", option="num_classes")
@@ -55,11 +60,16 @@ def _check_together(options: Mapping[str, Any], optimizer: Any) -> None:
     train = options["train"]
     if options["freeze_backbone"] and train not in ("all", "head"):
         raise UserError(f"a frozen backbone trains the head alone, not {train}", advice="leave out {freeze_backbone}")
+    if options["adapter"] != "none":
+        _check_adapter(options["adapter"], "head" if options["freeze_backbone"] else train)
     if options["unfreeze_every"] and (train != "all" or options["freeze_backbone"]):
         raise UserError(
             "gradual unfreezing ends with everything trained, so there is nothing to choose",
             advice="leave out {unfreeze_every}",
         )
+    if options["train_sizes"] is not None and options.get("adapter", "none") != "none":
+        problem = "an adapter is for the tokens of one size"
+        raise UserError(problem, advice="leave out {train_sizes} or {adapter}")
     if options["sam_adaptive"] and not options["sam_rho"]:
         raise UserError("ASAM needs the length of its perturbation", advice="give {sam_rho}, such as 1")
     if options["lr"] == "auto" and options["head"] == "probe":
@@ -67,3 +77,12 @@ def _check_together(options: Mapping[str, Any], optimizer: Any) -> None:
         raise UserError(problem, option="lr", choices="a number")
     if options["lr"] == "auto" and not isinstance(optimizer, str):
         raise UserError("an optimizer with options of its own has its own rate", advice="leave out {lr}")
+
+
+def _check_adapter(adapter: str, train: str) -> None:
+    name, choices = NAMES[adapter], "all, token-mixing, channel-mixing or last-K"
+    if train == "head":
+        raise UserError(f"{name} trains updates of the backbone, and the head alone is to be trained",
+                        advice="leave out {adapter}, or what freezes the backbone")  # fmt: skip
+    if train in ("norms-biases", "no-stem"):
+        raise UserError(f"{name} is for linear maps of the blocks, not for {train}", option="train", choices=choices)

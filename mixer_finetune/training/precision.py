@@ -1,4 +1,4 @@
-"""The fast exact path for float32 matrix products on CPUs whose default is slow.
+"""Which precision a run takes where none is asked for, and the fast exact path for float32 matrix products on CPUs.
 
 PyTorch's default library reaches less than half of some CPUs' float32 peak, where oneDNN's kernel, behind the switch
 `torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, computes in float32 all the same. On CPUs with bf16 matrix units
@@ -7,10 +7,40 @@ that switch would really lose precision, so it is kept only if a probe product c
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+AUTO = "auto"
 # Relative error of a float32 product of this size is about 4e-7; a bf16 one's about 3e-3.
 LARGEST_ERROR = 2e-6
+
+
+def automatic_precision(accelerator: Any) -> tuple[str, str]:
+    """What `precision="auto"` stands for: bf16-mixed on GPUs with bf16 units, float32 elsewhere.
+
+    CPUs stay with float32: their bf16 instructions make a step 2 times as fast on one and 1.5 times as slow on another
+    (docs/measurements.md), and what a CPU has does not tell which.
+
+    Args:
+        accelerator: As the Trainer takes it: "auto", "gpu", "cuda", "cpu", ..., or an object.
+
+    Returns:
+        The precision as the Trainer takes it, and why, for the header.
+    """
+    name = accelerator if isinstance(accelerator, str) else type(accelerator).__name__
+    if name in ("auto", "gpu", "cuda", "CUDAAccelerator") and torch.cuda.is_available():
+        if _all_have_bf16():
+            return "bf16-mixed", "auto: the GPU has bf16 units"
+        return "32-true", "auto: the GPU has no bf16 units"
+    return "32-true", "auto: float32 but on GPUs with bf16 units"
+
+
+def _all_have_bf16() -> bool:
+    """Whether each GPU computes bf16 itself, from NVIDIA's Ampere on."""
+    if torch.version.hip:
+        return bool(torch.cuda.is_bf16_supported())
+    return all(torch.cuda.get_device_properties(i).major >= 8 for i in range(torch.cuda.device_count()))
 
 
 def probe_error() -> float:

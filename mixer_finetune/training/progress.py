@@ -13,6 +13,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mixer_finetune.console import console
+from mixer_finetune.texts import terminal
 from mixer_finetune.training.header import header
 
 # The command line prints what is logged at this package's loggers; in a library it is silent unless asked for.
@@ -34,7 +35,7 @@ class Narrator(pl.Callback):
     """Says what is trained on what, a line an epoch, and where no bar can be shown a line a minute.
 
     Args:
-        precision_note: About float32 products, for the header.
+        precision_note: About the precision, for the header.
 
     Attributes:
         seconds: Spent on training, with what a resumed run spent before.
@@ -149,7 +150,7 @@ class Bar(ProgressBar):
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Print above the bar."""
-        console.print(sep.join(map(str, args)), markup=False)
+        console.print(terminal(sep.join(map(str, args))), markup=False, emoji=False)
 
     def _stop(self) -> None:
         if self._bar is not None:

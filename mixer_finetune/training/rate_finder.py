@@ -103,7 +103,7 @@ def _step(module: Any, micro_batches: list[Batch], optimizer: torch.optim.Optimi
     images = sum(len(batch.images) for batch in micro_batches)
     for batch in micro_batches:
         with module.trainer.precision_plugin.train_step_context():
-            loss: Tensor = module.criterion(module(batch.images), batch.labels) / images
+            loss: Tensor = module.loss(batch.images, module(batch.images), batch.labels) / images
         torch.autograd.backward(loss)
         total += float(loss.detach())
     if clip:
@@ -119,7 +119,7 @@ def _steps(module: Any, data: Any) -> Iterator[list[Batch]]:
     n = data.epoch_samples
     accumulate = max(1, min(per_step, n // -(-n // data.batch_size)))
     sampler = data.batch_plan(0, 1, accumulate)
-    images = batch_dataset(split, data.preprocessing, data.augmentation, data.seed)
+    images = batch_dataset(split, data.preprocessing, data.augmentation, data.seed, plan=data.size_plan)
     epoch = 0
     while True:
         sampler.start_at(epoch)

@@ -33,6 +33,10 @@ class Task:
         metrics: Number of classes to what is measured on a split, by name.
         monitor: The metric that tells better weights from worse ones; more is better.
         rows: (targets, probabilities (B, C)) to what is kept of each image for its predictions, as parts (B, columns).
+        confidences: (targets, probabilities (B, C)) to the probability of each answer and whether
+            it is right, (n,) both.
+        as_targets: Targets as rows (B, columns) of floats to what they were.
+        target_columns: Number of classes to the columns of such rows.
         losses_allowed: Names of the losses that fit; None for all.
         loss_form: Which function of their files is the task's.
         balanced: (images of each class (C,), all images) to weights of the classes that balance them, as scikit-learn's
@@ -40,6 +44,9 @@ class Task:
         weighted: (logits (B, C), targets, those weights, label smoothing) to the loss of each image, (B,); None where
             it is the loss times the weight of the image's class.
         check: Raises a UserError for targets that are not the task's.
+        divergences: (logits (B, C), a teacher's (B, C)) to the Kullback-Leibler divergence of each image's
+            probabilities from the teacher's, (B,).
+        answers: Logits (B, C) to what they say, as hard targets.
     """
 
     name: str
@@ -50,11 +57,16 @@ class Task:
     metrics: Callable[[int], dict[str, Metric]]
     monitor: str
     rows: Callable[[Tensor, Tensor], list[Tensor]]
+    confidences: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    as_targets: Callable[[Tensor], Tensor]
+    target_columns: Callable[[int], int]
     losses_allowed: tuple[str, ...] | None
     loss_form: str
     balanced: Callable[[Tensor, int], Tensor]
     weighted: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None
     check: Callable[[Tensor], None]
+    divergences: Callable[[Tensor, Tensor], Tensor]
+    answers: Callable[[Tensor], Tensor]
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -88,6 +100,11 @@ def _most_probable(labels: Tensor, probabilities: Tensor) -> list[Tensor]:
     return [labels[:, None], top.indices, top.values]
 
 
+def _first_answers(labels: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    first = probabilities.max(-1)
+    return first.values, first.indices == labels
+
+
 def _half_way(targets: Tensor, logits: Tensor, label_smoothing: float) -> Tensor:
     """Targets, each brought that share of the way to one half."""
     return targets.to(logits) * (1 - label_smoothing) + label_smoothing / 2
@@ -107,6 +124,18 @@ def _weighted_binary(logits: Tensor, targets: Tensor, weights: Tensor, label_smo
     soft, (without, with_it) = _half_way(targets, logits, label_smoothing), weights.to(logits)
     weight = torch.lerp(without, with_it, targets.to(logits))
     return F.binary_cross_entropy_with_logits(logits, soft, weight, reduction="none").sum(-1)
+
+
+def _divergences(logits: Tensor, teachers: Tensor) -> Tensor:
+    wanted = teachers.log_softmax(-1)
+    return F.kl_div(logits.log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)
+
+
+def _divergences_of_each(logits: Tensor, teachers: Tensor) -> Tensor:
+    """The sum over the classes, each of which is a problem of two of its own."""
+    wanted = teachers.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return (cross - F.binary_cross_entropy_with_logits(teachers, wanted, reduction="none")).sum(-1)
 
 
 def _multilabel_metrics(classes: int) -> dict[str, Metric]:
@@ -140,11 +169,16 @@ SINGLE_LABEL = Task(
     metrics=_multiclass_metrics,
     monitor="accuracy",
     rows=_most_probable,
+    confidences=_first_answers,
+    as_targets=lambda rows: rows[:, 0].long(),
+    target_columns=lambda classes: 1,
     losses_allowed=None,
     loss_form="per_image",
     balanced=lambda counts, images: counts.sum() / (len(counts) * counts.double()),
     weighted=None,
     check=_check_distribution,
+    divergences=_divergences,
+    answers=lambda logits: logits.argmax(-1),
 )
 
 # Several labels an image: targets are 0 or 1 for each class, (B, C), or where training mixes images between them.
@@ -157,10 +191,15 @@ MULTI_LABEL = Task(
     metrics=_multilabel_metrics,
     monitor="map",
     rows=lambda targets, probabilities: [targets, probabilities],
+    confidences=lambda targets, probabilities: (probabilities.flatten(), targets.flatten() > 0.5),
+    as_targets=lambda rows: rows,
+    target_columns=lambda classes: classes,
     losses_allowed=("cross_entropy", "binary", "focal"),
     loss_form="of_each_class",
     balanced=_balanced_of_each,
     weighted=_weighted_binary,
     check=_check_of_each,
+    divergences=_divergences_of_each,
+    answers=lambda logits: (logits >= 0).to(logits),
 )
 TASKS = {task.name: task for task in (SINGLE_LABEL, MULTI_LABEL)}

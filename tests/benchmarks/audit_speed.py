@@ -1,7 +1,7 @@
 """How long the search for near-identical and mirrored images takes, and how much memory: python audit_speed.py [n ...]
 
-The small copies are synthetic, as smooth as photos', with a hundredth of them copied with noise. CPU time, so that
-other programs beside it do not count.
+The small copies are synthetic, as smooth as those of photos, with a hundredth of them copied with noise. CPU time, so
+that other programs beside it do not count.
 """
 
 import resource

@@ -65,7 +65,7 @@ def test_a_run_leaves_the_whole_run_folder_and_replays_to_the_same_weights(digit
     assert files == {
         "config.yaml", "data.json", "metrics.csv", "results.json", "predictions.csv", "learning_curves.png",
         "confusion_matrix.png", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "model/config.json",
-        "model/model.safetensors", "model/README.md", "report.html", "training.json",
+        "model/model.safetensors", "model/calibration.json", "model/README.md", "report.html", "training.json",
     }  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     assert results["samples"] == 359 and results["train_samples"] == 1295 and results["steps"] == 11
@@ -74,7 +74,11 @@ def test_a_run_leaves_the_whole_run_folder_and_replays_to_the_same_weights(digit
     right = sum(row["label"] == row["label_1"] for row in rows) / len(rows)
     assert len(rows) == 359 and right == pytest.approx(results["metrics"]["accuracy"], abs=1e-6)
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert_bitwise_equal(weights(run), {key.removeprefix("backbone."): value for key, value in last.items()})
+    temperature = json.loads((run / "model" / "calibration.json").read_text())["temperature"]
+    trained = {key.removeprefix("backbone."): value for key, value in last.items()}
+    for key in ("head.weight", "head.bias"):
+        trained[key] = (trained[key].double() / temperature).float()
+    assert_bitwise_equal(weights(run), trained)
     config = json.loads((run / "model" / "config.json").read_text())
     assert config["label_names"] == [str(digit) for digit in range(10)]
     with open(run / "metrics.csv", newline="") as file:
@@ -307,8 +311,9 @@ def test_bad_images_stop_the_run_or_are_skipped_and_counted(cli, photos, tmp_pat
 
 def test_predict_classifies_files_and_folders_and_names_what_is_not_there(cli, digits_run, photos, tmp_path):
     run, _ = digits_run
-    cli("predict", run, photos / "red", photos / "blue" / "000.png", check=0)
-    with open(tmp_path / "predictions.csv", newline="") as file:
+    said = cli("predict", run, photos / "red", photos / "blue" / "000.png", check=0).stdout
+    assert f"wrote 17 rows to {run}/predict/red.csv\n" in said and not list(tmp_path.glob("*.csv"))
+    with open(run / "predict" / "red.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 17 and rows[-1]["file"].endswith("blue/000.png")
     assert sum(float(rows[0][f"probability_{i}"]) for i in range(1, 6)) <= 1.00001

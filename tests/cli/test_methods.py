@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from cli.test_fit import TINY, _wait_for_step, assert_bitwise_equal, run_folder, weights
 from conftest import make_photos, program
+from mixer_finetune import load_backbone
+from mixer_finetune.backbones.adapters import merged_state
 
 # Together, as far as they go together.
 FIRST = (
@@ -22,6 +24,15 @@ SECOND = (
     "--model.sam_rho", 1.0, "--model.sam_adaptive", "--weights", "wise", "--early_stopping", 9, "--model.lr", 0.05,
     "--model.head_lr_factor", 2,
 )  # fmt: skip
+THIRD = (
+    "--model.backbone", "mixer_nano", "--model.adapter", "lora", "--model.adapter_rank", 4, "--model.sam_rho", 0.05,
+    "--model.ema_decay", 0.9, "--weights", "lines", "--model.optimizer", "adamw", "--model.lr", 0.01,
+    "--model.weight_decay", 0.05, "--model.layer_decay", 0.9,
+)  # fmt: skip
+DORA = (
+    "--model.backbone", "mixer_nano", "--model.adapter", "dora", "--model.ema_decay", 0.9, "--data.batch_size", 32,
+    "--data.micro_batch_size", 10, "--trainer.max_steps", 3, "--data.val_fraction", 0.05, "--model.lr", 0.05,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +40,7 @@ def unequal(tmp_path_factory):
     return make_photos(tmp_path_factory.mktemp("unequal"), {"blue": 16, "green": 10, "red": 6})
 
 
-@pytest.mark.parametrize("method", [FIRST, SECOND], ids=["first", "second"])
+@pytest.mark.parametrize("method", [FIRST, SECOND, THIRD], ids=["first", "second", "third"])
 def test_every_method_killed_and_resumed_ends_with_bitwise_the_same_weights(cli, begin, unequal, tmp_path, method):
     options = (
         "--data.source", unequal, *TINY, "--trainer.max_epochs", 4, "--data.batch_size", 8,
@@ -48,7 +59,7 @@ def test_every_method_killed_and_resumed_ends_with_bitwise_the_same_weights(cli,
     resumed = cli("fit", "--resume", killed, check=0).stdout
     last = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, killed)]
     assert_bitwise_equal(last[0]["state_dict"], last[1]["state_dict"])
-    if method is FIRST:
+    if method is not SECOND:
         assert_bitwise_equal(last[0]["ema"]["weights"], last[1]["ema"]["weights"])
     assert_bitwise_equal(weights(whole), weights(killed))
     assert (killed / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
@@ -56,9 +67,22 @@ def test_every_method_killed_and_resumed_ends_with_bitwise_the_same_weights(cli,
         assert "each step is computed twice" in log and "weights    " in log
     training = [json.loads((run / "training.json").read_text()) for run in (whole, killed)]
     assert training[0]["weights"] == training[1]["weights"] != "best"
+    if method is THIRD:
+        assert "LoRA of rank 4 and alpha 16 on 32 linear maps: 37,888 parameters beside 651,680 frozen ones" in resumed
+        assert "weights    " in resumed and ": lines 0 " in resumed
+        adapters = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (whole, killed)]
+        assert_bitwise_equal(*adapters)
+        loaded = load_backbone(killed / "adapter").state_dict()
+        assert_bitwise_equal(loaded, weights(killed))
+        checkpoint = load_backbone(killed / "checkpoints" / "last.ckpt").state_dict()
+        merged = merged_state(last[1]["state_dict"], 4.0)
+        assert_bitwise_equal({name.removeprefix("backbone."): value for name, value in merged.items()}, checkpoint)
+        cli("predict", killed / "adapter", unequal / "red", check=0)
+        refused = cli("fit", *options, "--model.adapter", "dora", check=2).stderr
+        assert "a DoRA can't be put on one; use --model.adapter lora" in refused and refused.count("\n") == 1
 
 
-@pytest.mark.parametrize("method", [FIRST, SECOND], ids=["first", "second"])
+@pytest.mark.parametrize("method", [FIRST, SECOND, DORA], ids=["first", "second", "dora"])
 def test_every_method_on_two_processes_gives_the_result_of_one(cli, environment, tmp_path, method):
     options = (
         "--recipe", "digits", "--model.backbone", "mixer_nano_32", "--trainer.accelerator", "cpu",

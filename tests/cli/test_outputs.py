@@ -59,6 +59,7 @@ def test_the_report_is_one_page_that_loads_nothing_and_escapes_names(run, cli):
         "Learning curves",
         "Confusion matrix",
         "Calibration",
+        "Trust",
         "What the weights look like",
         "Where the time went",
     ):
@@ -178,6 +179,7 @@ def test_onnx_computes_the_models_outputs_and_carries_what_using_it_needs(run, c
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["label_names"]) == backbone.label_names
     assert json.loads(metadata["preprocessing"])["mean"] == list(backbone.preprocessing.mean)
+    assert metadata["calibration"] == (run / "model" / "calibration.json").read_text()
     quantized = onnxruntime.InferenceSession(run.parent / "8.onnx", providers=["CPUExecutionProvider"]).get_modelmeta()
     assert json.loads(quantized.custom_metadata_map["label_names"]) == backbone.label_names
 
@@ -195,6 +197,8 @@ def test_torch_export_and_half_precision_folders(run, cli):
     full, half = (path / "model.safetensors" for path in (run / "model", run / "export" / "model"))
     assert half.stat().st_size < 0.52 * full.stat().st_size
     assert load_backbone(run / "export" / "model").label_names == backbone.label_names
+    kept = [(path / "calibration.json").read_text() for path in (run / "model", run / "export" / "model")]
+    assert kept[0] == kept[1]
     assert "exists already" in cli("export", run, "--format", "safetensors", check=2).stderr
 
 
@@ -242,7 +246,7 @@ def test_a_report_of_200_classes_is_light_and_shows_them_all(cli, tmp_path):
     (run,) = (tmp_path / "runs" / "custom").iterdir()
     text = (run / "report.html").read_text()
     page = Page(text)
-    assert len(text) < 10e6 and page.tags.count("table") == 1 and page.tags.count("th") == 2 * 25
+    assert len(text) < 10e6 and page.tags.count("table") == 2 and page.tags.count("th") == 2 * 25 + 5 + 200
     confusion = json.loads(re.search(r'id="confusion">(.*?)</script>', text)[1])
     assert len(confusion["names"]) == 200 and sum(count for _, _, count in confusion["cells"]) == 200
 
@@ -317,6 +321,7 @@ def test_predict_compiled_and_in_bf16_gives_the_same_answers(run, cli, photos, t
         (["--features"], "give --output a name that ends in .jsonl or .parquet"),
         (["--resume"], "leave out --resume"),
         (["--output", "nowhere/p.csv"], "can't be written"),
+        (["--split", "val"], "give either files or --split"),
     ],
 )
 def test_predict_refuses_in_one_line(run, cli, photos, words, says):

@@ -2,38 +2,50 @@
 
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
+import forked
+import scripts
 from conftest import ROOT
 from mixer_finetune.cli.main import main
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+# Each block, with its page, the comment above it, its language and its text. A block is left out where a comment
+# directly above it says why: <!-- not run: ... -->
+BLOCKS = [
+    (name, *found)
+    for name, text in TEXTS.items()
+    for found in re.findall(r"(<!-- not run: [^\n]+ -->\n)?^```([^\n`]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+]
 COMMANDS = {
     line.partition(" #")[0].strip(): None
-    for text in TEXTS.values()
-    for block in re.findall(r"```(?:sh|console)?\n(.*?)```", text, re.DOTALL)
+    for _, reason, language, block in BLOCKS
     for line in block.splitlines()
-    if re.match(r"(python -m mixer_finetune|mixer-finetune) ", line)
+    if not reason and not language and re.match(r"(python -m mixer_finetune|mixer-finetune) ", line)
 }
-# A block is left out where a comment directly above it says why: <!-- not run: ... -->
-EXAMPLES = [
-    (name, block)
-    for name, text in TEXTS.items()
-    for reason, block in re.findall(r"(<!-- not run: [^\n]+ -->\n)?```python\n(.*?)```", text, re.DOTALL)
-    if not reason
-]
+EXAMPLES = [(name, block) for name, reason, language, block in BLOCKS if language == "python" and not reason]
+# Languages whose blocks are run by another test (test_extending, recipes' own, test_examples), and on which pages.
+ELSEWHERE = {"diff": ("extending.md",), "yaml": ("recipes.md",), "{.python}": ("lightning.md", "serving.md")}
 
 
 def run_python(code, environment, folder):
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
+    result = forked.start(scripts.code, (code,), environment, folder).finished(600)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def test_each_block_is_run_or_says_why_not():
+    assert len(BLOCKS) > 80
+    for name, reason, language, block in BLOCKS:
+        lines = [line for line in block.splitlines() if line.strip()]
+        if reason or language == "python" or name in ELSEWHERE.get(language, ()):
+            continue
+        assert language == "", f"{name}: {block}"
+        commands = [line.partition(" #")[0].strip() for line in lines]
+        first_two = name == "README.md" and all(line.startswith("pip install ") for line in commands)  # of .ci/run
+        assert first_two or all(line in COMMANDS for line in commands), f"{name}: {block}"
 
 
 def test_the_readmes_example_learns(environment, tmp_path):

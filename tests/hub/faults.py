@@ -31,6 +31,11 @@ def status(
     return lambda answer: Response(code, json.dumps({"error": message}).encode(), headers)
 
 
+def reply(body: bytes, code: int = 200) -> Action:
+    """Nothing is done, and something comes back as if all were well."""
+    return lambda answer: Response(code, body, {"Content-Type": "application/json"})
+
+
 def drop() -> Action:
     """Nothing is done, and the connection is closed without a reply."""
     return lambda answer: NO_REPLY

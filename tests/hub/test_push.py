@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hub import faults
 
 SENT = {
     "README.md",
+    "calibration.json",
     "config.json",
     "config.yaml",
     "confusion_matrix.png",
@@ -72,6 +74,15 @@ def test_a_push_is_one_commit_of_the_model_and_nothing_private(push, hub, run):
     assert result["metrics"][0]["value"] == pytest.approx(accuracy, abs=1e-5) and metadata["license"] == "apache-2.0"
     assert "| blue |" in card and "red <b>" not in card.partition("## Results")[2]
     assert metadata["library_name"] == "mixer_finetune" and "does not load in timm" in card
+
+
+def test_what_a_run_says_of_its_trust_is_pushed_and_predict_reads_it(push, command, hub, run, photos, tmp_path):
+    push(check=0)
+    sent = json.loads(remote(hub).head.files["calibration.json"])
+    assert sent == json.loads((run / "model" / "calibration.json").read_text()) and sent["images"] > 0
+    options = ("--ood", "--device", "cpu", "--output", tmp_path / "found.csv")
+    said = command("predict", "someone/shapes", photos / "red", *options, check=0).stdout
+    assert "of 16 images are unlike those of the data" in said
 
 
 PLACE = "/home/me/private_place/shapes"
@@ -263,6 +274,73 @@ def test_a_hub_that_refuses_the_commit_for_good_stays_unchanged_and_a_second_try
     hub.faults.clear()
     push(check=0)
     assert whole(remote(hub))
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (400, "it does not understand what it is asked (no such field)"),
+        (404, "it knows no such address; check HF_ENDPOINT"),
+        (413, "what is sent is larger than it takes"),
+        (451, "it refuses what it is asked"),
+    ],
+)
+def test_a_refusal_says_what_it_is(push, hub, code, says):
+    hub.faults.add(faults.status(code, message="no such field"), **ANY, times=None)
+    result = push(check=2)
+    assert f"answers {code} about the model 'someone/shapes': {says}" in result.stderr
+    assert "Traceback" not in result.stderr and remote(hub).head.files.keys() <= OF_THE_HUB
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("whoami", b"<html>a proxy</html>"),
+        ("whoami", b"{}"),
+        ("whoami", b"[]"),
+        ("repos/create", b"\xff"),
+        ("/api/models/", b"null"),
+        ("/api/models/", b"{}"),
+        ("preupload", b'{"files": 1}'),
+        ("/commit/", b"{}"),
+    ],
+    ids=str,
+)
+def test_an_answer_that_makes_no_sense_is_one_line(push, hub, path, body):
+    hub.faults.add(faults.reply(body), path=path, times=None)
+    result = push(check=2)
+    assert "Traceback" not in result.stderr and result.stderr.splitlines()[-1].startswith("error: "), result.stderr
+    assert "HF_ENDPOINT" in result.stderr or "later" in result.stderr or "again" in result.stderr
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "preupload"), ("PUT", "^/objects/"), ("POST", "/commit/")])
+def test_a_hub_that_asks_to_wait_for_long_is_not_waited_for_in_silence(push, hub, method, path):
+    injected = hub.faults.add(faults.status(429, retry_after=900), method=method, path=path, times=None)
+    began = time.monotonic()
+    assert "it answers 429 and asks to wait 900 s" in push(check=2).stderr
+    assert injected.count == 1 and time.monotonic() - began < 30
+    hub.faults.clear()
+    if method != "PUT":
+        return  # one real wait is enough
+    hub.faults.add(faults.status(429, retry_after=6), method=method, path=path, times=1)
+    said = push(check=0).stderr
+    assert "and asks to wait 6 s" in said and f"warning: the Hub answers 429 to {method} of " in said
+
+
+def test_a_commit_that_can_not_be_checked_is_known_as_made(push, hub, run):
+    fault = {}
+
+    def then_fails(answer):
+        fault["it"] = hub.faults.add(faults.status(503), method="GET", path="/api/models/", times=None)
+        return answer()
+
+    hub.faults.add(then_fails, **ANY, times=1)
+    result = push(check=2)
+    head = remote(hub).head.id
+    assert f"the commit {head[:12]} is made" in result.stderr and "could not be checked" in result.stderr
+    assert json.loads((run / "push.json").read_text())["commit"] == head
+    hub.faults.clear()
+    assert "nothing to push" in push(check=0).stdout
 
 
 def test_a_hub_that_can_not_be_reached_is_one_line(push, hub):

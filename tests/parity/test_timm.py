@@ -13,6 +13,7 @@ from mixer_finetune.backbones import Preprocessing
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.families import VARIANTS, preprocessing_of, tagged
 from mixer_finetune.backbones.folder import beyond_timm, save_model_folder
+from mixer_finetune.backbones.load import ASSETS
 
 timm = pytest.importorskip("timm")
 
@@ -21,6 +22,7 @@ timm = pytest.importorskip("timm")
 SMALL = {
     "mixer_s32_224": (96, 64),
     "mixer_b16_224": 224,
+    "mixer_micro_64": 64,
     "gmixer_12_224": (64, 96),
     "resmlp_12_224": 64,
     "gmlp_ti16_224": (48, 64),
@@ -38,7 +40,9 @@ def pair(name, num_classes=5):
                 parameter.normal_(1, 0.1, generator=generator)
             elif parameter.abs().max() < 0.01:
                 parameter.normal_(0.3 if "ls" in key else 0, 0.05, generator=generator)
-    theirs = timm.create_model(name, num_classes=num_classes, img_size=size)
+    variant = VARIANTS[name]
+    ratio = {"mlp_ratio": variant.mlp_ratio} if variant.timm_name else {}
+    theirs = timm.create_model(variant.timm_name or name, num_classes=num_classes, img_size=size, **ratio)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
 
@@ -132,7 +136,16 @@ def test_what_is_saved_loads_in_timm_with_equal_outputs_at_any_resolution(name, 
 
 def test_the_architectures_that_timm_lacks_are_known():
     lacking = {name for name, variant in VARIANTS.items() if not variant.in_timm}
-    assert lacking == set(VARIANTS) - set(timm.list_models()) == {"mixer_nano_32", "mixer_s8_224", "mixer_h14_224"}
+    assert lacking == {"mixer_nano_32", "mixer_s8_224", "mixer_h14_224"}
+    by_other_names = {name for name, variant in VARIANTS.items() if variant.timm_name}
+    assert by_other_names == {"mixer_micro_64"} and lacking | by_other_names == set(VARIANTS) - set(timm.list_models())
+
+
+def test_timm_loads_the_bundled_mixer_micro():
+    ours = load_backbone("mixer_micro").eval()
+    theirs = timm.create_model(f"local-dir:{ASSETS / 'mixer_micro'}", pretrained=True).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.allclose(ours(images), theirs(images), atol=1e-5) and theirs.num_classes == 200
 
 
 PIPELINE = """

@@ -136,7 +136,7 @@ def test_a_tag_is_found_with_and_without_timms_name_before_it():
 
 
 def test_what_is_bundled_is_there():
-    assert BUNDLED == {"mixer_nano": "mixer_nano_32"}
+    assert BUNDLED == {"mixer_nano": "mixer_nano_32", "mixer_micro": "mixer_micro_64"}
     for name, architecture in BUNDLED.items():
         assert (ASSETS / name / "model.safetensors").is_file()
         assert load_backbone(name).architecture == architecture

@@ -9,7 +9,8 @@ from mixer_finetune import ImageDataModule, MixerClassifier, UserError, load_bac
 from mixer_finetune.backbones.folder import save_model_folder
 from mixer_finetune.data.sampling import GlobalBatchSampler, balanced_order
 from mixer_finetune.training.averages import WeightEma, between, mean_of
-from mixer_finetune.training.head import choose_head, matched_rows
+from mixer_finetune.training.class_rows import ClassRows
+from mixer_finetune.training.head import choose_head
 from mixer_finetune.training.probe import fit_probe, pre_logits, start_from_probe
 
 KNOWN = ["tench, Tinca tinca", "Tabby_cat", "crane", "crane", "dog, cur", "mutt, cur"]
@@ -27,7 +28,21 @@ def backbone(tmp_path):
 
 def test_rows_are_found_by_name_case_and_underscores_aside_and_ambiguous_ones_are_not():
     names = ["tabby-CAT", "tinca tinca", "crane", "cur", "dog", "mutt, cur", "whale"]
-    assert matched_rows(names, KNOWN) == [1, 0, None, None, 4, 5, None]
+    rows = ClassRows(KNOWN)
+    assert [rows.find(name) for name in names] == [[1], [0], [2, 3], [4, 5], [4], [5], []]
+
+
+def test_rows_are_found_as_imagenet_and_wordnet_write_them():
+    known = ["n01440764 tench, Tinca_tinca", "n02124075", "n04037443 racer, race car", "rose.n.01", "leaf.n.01"]
+    known += ["wine glass", "sunglasses, dark glasses, shades", "fireman, firefighter", "box.n.01", "box.n.02", "buses"]
+    rows = ClassRows(known)
+    expected = {
+        "tench": [0], "N01440764": [0], "n01440764-Tench": [0], "n01440764_whatever": [0], "carp, tinca tinca": [0],
+        "n02124075 Egyptian cat": [1], "race cars": [2], "Roses": [3], "leaves": [4], "wine glasses": [5],
+        "wine_glass": [5], "sunglass": [6], "shade": [6], "firemen": [7], "boxes": [8, 9], "bus": [10], "glass": [],
+        "n0144": [], "car": [], "ss": [], "s": [], "": [],
+    }  # fmt: skip
+    assert {name: rows.find(name) for name in expected} == expected
 
 
 def test_a_head_by_names_starts_from_the_trained_rows_and_says_which(backbone):
@@ -36,8 +51,11 @@ def test_a_head_by_names_starts_from_the_trained_rows_and_says_which(backbone):
     assert torch.equal(head.module.bias[1:], backbone.head.bias[[1, 4]])
     assert not head.module.weight[0].any() and head.label_names == ["whale", "tabby cat", "Dog"]
     assert head.note == (
-        "head of 3 classes, 2 of them from the trained head's rows by name (tabby cat, Dog), 1 new (whale)"
+        "head of 3 classes, 2 of them from the trained head's rows by name "
+        '(tabby cat, Dog = "dog, cur"), 1 new (whale)'
     )
+    note = choose_head(backbone, None, ["crane", "tabby cats"], "names").note
+    assert '1 of them from the trained head\'s rows by name (tabby cats = "Tabby_cat"), 1 new (crane: 2 rows)' in note
 
 
 def test_a_head_that_is_kept_may_have_its_classes_in_another_order(backbone):

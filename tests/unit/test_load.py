@@ -28,6 +28,22 @@ def test_a_saved_folder_loads_with_equal_outputs_labels_and_preprocessing(folder
     assert all(p.requires_grad and not p.is_meta for p in first.parameters())
 
 
+@pytest.mark.parametrize(
+    ("card", "named"),
+    [
+        ("---\ndatasets: [a/b, c]\n---\n# X", ["a/b", "c"]),
+        ("---\ndatasets: a/b\n---\n", ["a/b"]),
+        ("---\ndatasets: {a: b}\n---\n", None),
+        ("---\ndatasets: [1]\n---\n", None),
+        ("---\n[1]\n---\n", None),
+        ("# no card", None),
+    ],
+)
+def test_what_a_backbone_was_trained_on_is_what_its_card_says(folder, card, named):
+    (folder / "README.md").write_text(card)
+    assert load_backbone(folder).origin.get("trained_on") == named
+
+
 @pytest.mark.parametrize(("classes", "kept"), [(None, True), (3, True), (5, False)])
 def test_the_trained_head_is_kept_if_the_number_of_classes_agrees(folder, classes, kept):
     model = load_backbone(folder, num_classes=classes)
@@ -118,6 +134,9 @@ STRANGE = [
     (("model_args", "img_size"), 10**9, "img_size must be a whole number"),
     (("model_args", "in_chans"), 2, r"the input has 1 \(grey\), 3 \(RGB\) or 4 \(RGBA\) channels, got 2"),
     (("model_args", "mlp_ratio"), ["a", 4], "mlp_ratio must hold two numbers above 0, got 'a'"),
+    (("model_args", "mlp_ratio"), [0.5, 2], "channel MLPs are 2 times as wide as C, those of mixer_nano_32 4"),
+    ((OWN, "architecture"), "mixer_micro_64", "its architecture is mixer_nano_32 and 'mixer_micro_64', which differ"),
+    ((OWN, "architecture"), [1], "architecture must be text"),
     ((CFG,), "timm", "pretrained_cfg must be an object, got 'timm'"),
     ((CFG, "input_size"), 32, "input_size must be a list of 3 numbers, got 32"),
     ((CFG, "crop_pct"), 1e-9, "crop_pct must be from 0.05 to 1, got 1e-09"),

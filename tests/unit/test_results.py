@@ -27,7 +27,8 @@ from mixer_finetune.evaluation.report_weights import starting_weights, token_wei
 from mixer_finetune.evaluation.results import Results, device_name, options_of, versions
 from mixer_finetune.evaluation.splits import open_data
 from mixer_finetune.runs import RunFolder
-from mixer_finetune.sharing.card import markdown, markdown_code, model_card, partial_note
+from mixer_finetune.sharing.card import model_card, partial_note
+from mixer_finetune.texts import markdown, markdown_code
 
 NASTY = [
     "a|b `code`",
@@ -282,14 +283,17 @@ def test_classes_without_images_are_counted_and_not_listed_as_never_found(tmp_pa
     ).write(run.predictions_file)
     text = write_report(run, split=split).read_text()
     assert "2 of 5 classes have no image in the split and are left out" in text
-    bars = re.findall(r'<div class="bar"><span>(.*?)</span>', text)
-    assert sorted(bars) == ["a", "b", "c"]
-    assert re.findall(r'<th scope="row">(.*?)</th>', text) == ["a", "b", "c"]
+    matrix, classes = (text.partition(f"<h2>{title}</h2>")[2].partition("</section>")[0] for title in PARTS)
+    for part in (matrix, classes):
+        assert sorted(re.findall(r'<th scope="row">(.*?)</th>', part)) == ["a", "b", "c"]
     assert re.findall(r'<th scope="col"><span>(.*?)</span>', text) == ["a", "b", "c", "taken for it"]
     card = model_card(run)
     assert "2 of 5 classes have no image in the split and are left out." in card
     assert "| a | 2 | 50.0% |" in card and "| absent |" not in card and "absent (0%" not in card
     assert re.search(r"Lowest recall: a \(50% of 2\), b \(50% of 2\), c \(50% of 2\)\.", card)
+
+
+PARTS = ("Confusion matrix", "Classes")
 
 
 def test_recall_and_precision_stand_under_their_names(tmp_path):
@@ -303,7 +307,15 @@ def test_recall_and_precision_stand_under_their_names(tmp_path):
     assert "| cat | 2 | 100.0% | 66.7% | 80.0% |" in card and "| dog | 2 | 50.0% | 100.0% | 66.7% |" in card
     assert "Lowest recall: dog (50% of 2)." in card
     text = write_report(run, split=split).read_text()
-    assert "50.0% <small>of 2; precision 100%</small>" in text and "100.0% <small>of 2; precision 67%</small>" in text
+    classes = text.partition("<h2>Classes</h2>")[2].partition("</section>")[0]
+    assert re.findall(r"<button.*?>(.*?)</button>", classes) == ["class", "images", "recall", "precision", "F1"]
+    rows = re.findall(r"<tr><th scope=.row.>(.*?)</th>(.*?)</tr>", classes)
+    cells = {name: re.findall(r">([^<>]+)<", row) for name, row in rows}
+    assert list(cells) == ["dog", "cat"]  # the lowest recall first
+    assert cells["dog"] == ["2", "50.0%", "9% to 91%", "100.0%", "66.7%"]
+    assert cells["cat"] == ["2", "100.0%", "34% to 100%", "66.7%", "80.0%"]
+    assert "The answer is right for 3 of 4 images of split test: 75.0% (95% interval 30.1% to 95.4%). Always to say " \
+        "cat would be right for 50.0%. Hardest is dog, right for 50% of 2." in text  # fmt: skip
 
 
 def test_how_training_ended_and_the_dev_split_are_told(tmp_path):
