@@ -47,6 +47,8 @@ from mixer_finetune.training.outliers import REFERENCE, neighbour_distances, unu
 from mixer_finetune.training.precision import use_fast_float32
 
 log = logging.getLogger(__name__)
+# Share of right answers of a probe below which its doubts are more often its own mistakes than wrong labels.
+WEAK = 0.8
 # What would leave images out that are to be audited.
 OF_SUBSETS = ("val_fraction", "train_fraction", "images_per_class", "folds", "fold")
 
@@ -214,11 +216,13 @@ def _label_errors(
         for i in np.flatnonzero(errors.likely).tolist():
             guess, given = int(errors.suggested[i]), int(labels[role][i])
             note = f"{probabilities[i, guess]:.0%} against {probabilities[i, given]:.0%}"
-            findings.append(Finding("label", at[role][[i]], float(errors.margin[i]), note, guess))
+            findings.append(Finding("label", at[role][[i]], float(errors.confidence[i]), note, guess))
     note = (
         f"label errors are told by a ridge regression on pre-logits which answers {accuracy:.1%} of the images rightly "
-        "that it has not seen: the better the backbone suits the data, the better they are told"
+        "that it has not seen"
     )
+    if accuracy < WEAK:
+        note += ": with so weak a probe many are its own mistakes; a backbone that suits the data tells them better"
     return findings, note
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 NEIGHBOURS = 10
 # Most images that all are compared with, so that time grows with the number of images, not with its square.
 REFERENCE = 50_000
-# Above the median, in robust standard deviations of the logarithm: one in 30,000 of a normal distribution.
-UNUSUAL = 4.0
+# Above the median, in robust standard deviations. Cosine distances end at about 1, so that few are ever so far.
+UNUSUAL = 2.5
 _ROWS = 1024
 
 
@@ -53,8 +53,7 @@ def neighbour_distances(
 
 def unusual(distances: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which distances (n,) are far above the others."""
-    logs = np.log(np.maximum(distances.astype(np.float64), 1e-9))
-    median = np.median(logs)
-    spread = 1.4826 * np.median(np.abs(logs - median))
-    result: NDArray[np.bool_] = logs > median + UNUSUAL * max(spread, 1e-6)
+    median = np.median(distances)
+    spread = 1.4826 * np.median(np.abs(distances - median))
+    result: NDArray[np.bool_] = distances > median + UNUSUAL * max(float(spread), 1e-6)
     return result
