@@ -13,7 +13,7 @@ from mixer_finetune.errors import UserError
 from mixer_finetune.evaluation.results import Results
 from mixer_finetune.runs import RunFolder
 
-CASES = 25
+CASES = 15
 NANO = Path(__file__).resolve().parents[2] / "mixer_finetune" / "assets" / "mixer_nano" / "config.json"
 
 
