@@ -15,7 +15,9 @@ def test_two_rates_are_tried_on_dev_and_the_better_one_is_tested(cli, tmp_path):
         "--data.images_per_class",
         4,
     )
-    said = cli("sweep", "--vary", "model.lr=1e-9,0.1", *options, *tiny, "--data.images_per_class", 4, "--output", "s", check=0).stdout
+    said = cli(
+        "sweep", "--vary", "model.lr=1e-9,0.1", *options, *tiny, "--data.images_per_class", 4, "--output", "s", check=0
+    ).stdout
     found = json.loads((tmp_path / "s" / "sweep.json").read_text())
     assert [len(trial["dev"]) for trial in found["trials"]] == [1, 1] and found["best"] == 1
     assert found["trials"][1]["dev"][0] > found["trials"][0]["dev"][0]

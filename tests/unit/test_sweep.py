@@ -74,7 +74,7 @@ def test_a_sweep_goes_on_where_it_was_and_another_is_refused(tmp_path, monkeypat
     assert len(lines) == 7
     again, lines = swept(tmp_path / "s", lambda lr, seed: 0.0, monkeypatch, seeds=2)
     assert lines == [] and again.best == done.best == 2 and again.results == done.results
-    with pytest.raises(UserError, match="holds another sweep; change output"):
+    with pytest.raises(UserError, match="holds another sweep; use output another folder"):
         swept(tmp_path / "s", lambda lr, seed: lr, monkeypatch, seeds=3)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
