@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import lightning.pytorch as pl
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixer_finetune.backbones.adapters import Adapter, check_adapter, merged_copy
+from mixer_finetune.backbones.adapters import Adapter, check_adapter
 from mixer_finetune.backbones.backbone import Backbone
 from mixer_finetune.backbones.folder import model_config
 from mixer_finetune.backbones.foreign import load_checkpoint
 from mixer_finetune.backbones.load import load_backbone
-from mixer_finetune.backbones.preprocessing import Preprocessing
 from mixer_finetune.data.batches import Batch
 from mixer_finetune.data.sizes import SizeOrder
 from mixer_finetune.errors import UserError
 from mixer_finetune.training.averages import WeightEma
 from mixer_finetune.training.distillation import Teacher, TeacherTargets, make_teacher
 from mixer_finetune.training.drop_path import drop_path_of
-from mixer_finetune.training.evaluating import EvaluatedModule
 from mixer_finetune.training.features import Features, frozen_features
-from mixer_finetune.training.head import HeadName, choose_head
+from mixer_finetune.training.head import HeadName
+from mixer_finetune.training.headed import HeadedModule
 from mixer_finetune.training.layers import Rates, adapt, choose_trained, drop_untrained_gradients
 from mixer_finetune.training.log import TrainingLog
-from mixer_finetune.training.losses import Loss, LossName, make_loss
+from mixer_finetune.training.losses import LossName, make_loss
 from mixer_finetune.training.optimization import build_optimizer
 from mixer_finetune.training.options import check_options
 from mixer_finetune.training.probe import start_from_probe
@@ -40,13 +36,10 @@ from mixer_finetune.training.rate_finder import find_rate
 from mixer_finetune.training.rates import recommended_rate
 from mixer_finetune.training.schedule import WarmupCosine, schedule_config
 from mixer_finetune.training.sharpness import Sharpness
-from mixer_finetune.training.sizes import geometry_after, resized_for_step, take_sizes
-from mixer_finetune.training.task import TASKS
-
-log = logging.getLogger(__name__)
+from mixer_finetune.training.sizes import resized_for_step, take_sizes
 
 
-class MixerClassifier(EvaluatedModule):
+class MixerClassifier(HeadedModule):
     """Fine-tunes a Mixer backbone: cross-entropy and SGD, unless asked otherwise, with linear warm-up and cosine decay.
 
     It trains on batches of (images, labels), normalised for its backbone, from any DataLoader. From an ImageDataModule
@@ -133,8 +126,6 @@ class MixerClassifier(EvaluatedModule):
 
     # An ImageDataModule gives its batches whole, with their place in the epoch; other modules get (images, labels).
     takes_batch: ClassVar[bool] = True
-    head: nn.Module
-    label_names: list[str] | None
 
     def __init__(
         self,
@@ -225,118 +216,6 @@ class MixerClassifier(EvaluatedModule):
         self.teacher: Teacher | None = None
         self._teacher_before: str | None = None
         self.features: dict[str, Features] = {}
-
-    # Model
-
-    @property
-    def _options(self) -> Any:
-        """What it was made with, by name."""
-        return self.hparams
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How images must be prepared for the backbone."""
-        return self.backbone.preprocessing
-
-    def assembled(self, merged: bool = True) -> Backbone:
-        """Backbone and head as one model, in timm's form, with the pre-processing that it is evaluated with.
-
-        Args:
-            merged: Whether adapters are merged into plain weights, in a copy.
-        """
-        whole = self.backbone.with_head(self.head)
-        whole.label_names, whole.task = self.label_names, self.task.name
-        whole.preprocessing = getattr(self._datamodule, "preprocessing", None) or self.preprocessing
-        whole.geometry = geometry_after(whole.geometry, self.size_plan)
-        return merged_copy(whole) if merged else whole
-
-    @property
-    def _datamodule(self) -> Any:
-        return getattr(self._trainer, "datamodule", None)
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """Fit the head before callbacks copy the model, as Lightning's averages do in their setup."""
-        if self._trainer is not None and getattr(self._datamodule, "label_names", None) is not None:
-            self.configure_model()
-        return []
-
-    def configure_model(self) -> None:
-        """Fit the head to the classes that the data names.
-
-        Raises:
-            UserError: The model was made for other classes, or nobody says how many there are.
-        """
-        names, options = getattr(self._datamodule, "label_names", None), self._options
-        if (task := getattr(self._datamodule, "task", None)) is not None:
-            self.take_task(task)
-        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
-        if names is None:
-            if fitting and options.label_names is None and options.num_classes is None:
-                raise UserError("the data names no classes", advice="give {num_classes} or {label_names}")
-        elif fitting and options.label_names is None:
-            if options.num_classes not in (None, len(names)):
-                problem = f"the model is for {options.num_classes} classes, but the data has {len(names)}"
-                raise UserError(problem, advice="leave {num_classes} out")
-            self._put_head(len(names), list(names))
-        elif self.label_names is None:
-            raise UserError("the model does not know the names of its classes", advice="give {label_names}")
-        elif list(names) != self.label_names:
-            if note := self._datamodule.match_classes(self.label_names):
-                log.info(note)
-
-    def take_task(self, task: str) -> None:
-        """Train for what the data asks of an image.
-
-        Args:
-            task: "single_label" or "multi_label".
-
-        Raises:
-            UserError: The model was made for another task, or is not being trained.
-        """
-        if task == self.task.name:
-            return
-        trained = self._trainer is not None and self._trainer.state.fn != "fit"
-        if trained:
-            problem = f"the model is {self.task.name}, but the data is {task}"
-            raise UserError(problem, advice="see {label_separator}, or choose another {data.source}")
-        if self._options.task is not None:
-            raise UserError(f"the model is {self.task.name}, but the data is {task}", option="task", choices=task)
-        self._ask(task)
-        self.make_metrics(self.backbone.with_head(self.head).num_classes)
-
-    def check_trained_task(self) -> None:
-        """Refuse to have the head answer what it was not trained for.
-
-        Raises:
-            UserError: Another task was asked for than that of the weights.
-        """
-        if self.task.name != self._trained_task:
-            problem = f"the model was trained for {self._trained_task}, not for {self.task.name}"
-            raise UserError(problem, advice="leave out {task}")
-
-    def _ask(self, task: str) -> None:
-        self.task = TASKS[task]
-        self.criterion = Loss(self.task)
-
-    def _put_head(self, classes: int | None, label_names: list[str] | None) -> None:
-        """Take the head for those classes, and make metrics for it."""
-        whole = self.backbone.with_head(self.head) if hasattr(self, "head") else self.backbone
-        named = label_names is not None or classes is not None  # else it isn't known yet which head is wanted
-        head = choose_head(whole, classes, label_names, self._options.head if named else "auto")
-        self.backbone, self.head = whole.with_head(nn.Identity()), head.module
-        self.label_names, self.head_note = head.label_names, head.note
-        self.hparams["label_names"] = label_names
-        self.make_metrics(whole.with_head(head.module).num_classes)
-
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Images (B, c, S, T), normalised, or features (B, C), to logits (B, classes); `keep` as in Backbone."""
-        features = images.to(self.dtype)  # not float32 in 64-true and bf16-true
-        if images.ndim != 2:
-            features = self.backbone(features, keep)
-        elif any(p.requires_grad for p in self.backbone.parameters()):
-            raise UserError("the backbone was thawed while its features were cached; leave out what thaws it")
-        logits: Tensor = self.head(features)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     # Training
 
