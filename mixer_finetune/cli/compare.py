@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mixer_finetune.cli.tables import print_table
 from mixer_finetune.errors import UserError
 from mixer_finetune.texts import terminal_line
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from mixer_finetune.evaluation.comparison import Comparison
 
 _MOST_CLASSES, _MOST_OPTIONS = 10, 20
-_WIDE = 250
 
 
 def compare(run: str, *runs: str, output: str | None = None) -> int:
@@ -66,7 +66,7 @@ def _show(comparison: Comparison) -> None:
             between = f" ({low:.1%} to {high:.1%})" if name in intervals else ""
             cells.append(f"{metric_text(name, each.metrics[name])}{between}" if name in each.metrics else "")
         rows.append([*cells, f"{error:.1%}"])
-    _print_table(["", "run", "data", *map(metric_name, metrics), "calibration error"], rows, numbers=3)
+    print_table(["", "run", "data", *map(metric_name, metrics), "calibration error"], rows, numbers=3)
     for note in comparison.notes:
         print(terminal_line(note))
     for pair in comparison.pairs:
@@ -82,7 +82,7 @@ def _show(comparison: Comparison) -> None:
     options = comparison.options
     if options:
         shown = [[name, *map(option_text, values)] for name, values in options[:_MOST_OPTIONS]]
-        _print_table(["option", *(each.letter for each in comparison.runs)], shown, numbers=9)
+        print_table(["option", *(each.letter for each in comparison.runs)], shown, numbers=9)
     if len(options) > _MOST_OPTIONS:
         print(f"and {len(options) - _MOST_OPTIONS} more options in compare.html")
 
@@ -103,23 +103,6 @@ def _show_classes(comparison: Comparison) -> None:
         + ([p_text(each.p)] if each.p is not None else [])
         for each in differing[:_MOST_CLASSES]
     ]
-    _print_table(header + (["p, corrected"] if tested else []), rows, numbers=1)
+    print_table(header + (["p, corrected"] if tested else []), rows, numbers=1)
     if len(differing) > _MOST_CLASSES:
         print(f"and {len(differing) - _MOST_CLASSES} more classes in compare.html")
-
-
-def _print_table(header: list[str], rows: list[list[str]], numbers: int) -> None:
-    """Print a table whose columns from that number on are numbers."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table: Any = Table(box=None, pad_edge=False)
-    for i, name in enumerate(header):
-        table.add_column(name, overflow="fold", justify="right" if i >= numbers else "left")
-    for row in rows:
-        table.add_row(*(escape(terminal_line(cell)) for cell in row))
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no right margin
-        console.width = _WIDE
-    console.print(table)

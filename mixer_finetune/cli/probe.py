@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from mixer_finetune.cli.command import Command
 from mixer_finetune.cli.mixed import apart, check_rest
+from mixer_finetune.cli.tables import print_table
 from mixer_finetune.errors import UserError
 
 USAGE = "probe [--backbone NAME] ... [--image_size S] ... [--recipe NAME] ... [--data.source DATA] [options]"
 # May be given several times.
 _REPEATED = ("backbone", "image_size", "resize", "shots")
 _NAMES = {"ridge": "ridge", "logistic": "logistic", "knn": "kNN"}
-_WIDE = 250
 
 
 def options(
@@ -130,15 +130,7 @@ def _show(found: dict[str, Any]) -> None:
 def _print_table(rows: list[dict[str, Any]], best: dict[str, Any], shots: Sequence[int]) -> None:
     from statistics import mean, stdev
 
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("backbone", "pixels", "resized by", "layer"):
-        table.add_column(name, overflow="fold")
-    for name in (*_NAMES.values(), *(f"{count}-shot" for count in shots), "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
+    lines = []
     for i, row in enumerate(rows):
         cells = [row["backbone"], _pixels(row), row["resize"] or "", row["layer"]]
         for method in _NAMES:
@@ -148,11 +140,9 @@ def _print_table(rows: list[dict[str, Any]], best: dict[str, Any], shots: Sequen
             values = [100 * value for value in row["few_shot"].get(count, ())]
             spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{mean(values):.1f}%{spread}" if values else "")
-        table.add_row(*map(escape, cells), f"{sum(row['seconds'].values()):.1f}")
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no right margin
-        console.width = _WIDE
-    console.print(table)
+        lines.append([*cells, f"{sum(row['seconds'].values()):.1f}"])
+    header = ["backbone", "pixels", "resized by", "layer", *_NAMES.values(), *(f"{count}-shot" for count in shots)]
+    print_table([*header, "seconds"], lines, numbers=4, whole=(*header[4:], "seconds"))
 
 
 def _pixels(row: dict[str, Any]) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from mixer_finetune.cli.tables import print_table
 from mixer_finetune.texts import terminal_line
-
-_WIDE = 250
 
 
 def runs(
@@ -60,23 +59,13 @@ def runs(
 
 
 def _print_table(found: list[Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from mixer_finetune.evaluation.run_list import method
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "date", "data", "backbone", "method", "result"):
-        table.add_column(name, overflow="fold", no_wrap=name == "date")
+    rows = []
     for each in found:
         cells = [str(each.run), each.started[:16].replace("T", " "), each.source, each.backbone]
-        cells += [method(each.config, each.results), _result(each)]
-        table.add_row(*(escape(terminal_line(cell)) for cell in cells))
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no right margin
-        console.width = _WIDE
-    console.print(table)
+        rows.append([*cells, method(each.config, each.results), _result(each)])
+    print_table(("run", "date", "data", "backbone", "method", "result"), rows, numbers=6, whole=("date",))
 
 
 def _result(each: Any) -> str:

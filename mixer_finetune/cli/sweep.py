@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixer_finetune.cli.command import Command
 from mixer_finetune.cli.mixed import apart
+from mixer_finetune.cli.tables import print_table
 from mixer_finetune.errors import UserError
 from mixer_finetune.texts import terminal_line
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from mixer_finetune.engine.sweep import Outcome, Sweep
 
 USAGE = "sweep --vary OPTION=VALUE,VALUE,... [--vary ...] [options of fit] [options]"
-_WIDE = 250
 
 
 def options(
@@ -123,27 +123,17 @@ def _parts(text: str) -> list[str]:
 def _show(plan: Sweep, outcome: Outcome) -> None:
     from statistics import stdev
 
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from mixer_finetune.evaluation.results import metric_name, metric_text
 
-    table: Any = Table(box=None, pad_edge=False)
-    for name in plan.options:
-        table.add_column(name, overflow="fold")
-    table.add_column(f"dev {metric_name(outcome.metric)}", justify="right")
+    rows = []
     for trial in sorted(outcome.trials, key=lambda trial: -trial.mean):
         if trial.failed:
-            table.add_row(*map(escape, trial.values), escape(f"failed: {terminal_line(trial.failed)}"))
+            rows.append([*trial.values, f"failed: {terminal_line(trial.failed)}"])
             continue
         spread = f" ± {100 * stdev(trial.dev):.2f}" if len(trial.dev) > 1 else ""
         mark = " *" if trial.number == outcome.best else "  "
-        table.add_row(*map(escape, trial.values), f"{metric_text(outcome.metric, trial.mean)}{spread}{mark}")
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no right margin
-        console.width = _WIDE
-    console.print(table)
+        rows.append([*trial.values, f"{metric_text(outcome.metric, trial.mean)}{spread}{mark}"])
+    print_table([*plan.options, f"dev {metric_name(outcome.metric)}"], rows, numbers=len(plan.options))
     others = f"; {len(outcome.as_good)} other(s) are within one standard error" if outcome.as_good else ""
     print(f"* the best on the dev split{others}")
     if outcome.final is None:
