@@ -126,7 +126,8 @@ def main() -> None:
             measure(f"fit of {classes:,} classes, with its report", fit)
         else:
             data, table = image_files(folder / "files", files), folder / "predictions.csv"
-            table.unlink(missing_ok=True)
+            for old in (table, table.with_name(f"{table.name}.part")):
+                old.unlink(missing_ok=True)
             command = [
                 sys.executable,
                 "-m",
