@@ -24,6 +24,7 @@ from mixer_finetune.images import BadImage, decode, to_image, to_tensor
 
 MISTAKES = 12
 PAIRS, IMAGES_OF_A_PAIR = 5, 6
+_PLACES = ("first", "second", "third", "fourth", "fifth")
 
 
 def image_sections(
@@ -102,9 +103,16 @@ def _heats(
 
 
 def _caption(predictions: Predictions, row: int) -> str:
+    """The true class, what it was called, and what came second, or where the true class came."""
     true, called = (predictions.names[i] for i in (predictions.labels[row], predictions.top[row, 0]))
+    place = np.flatnonzero(predictions.top[row] == predictions.labels[row])
+    at = int(place[0]) if len(place) else 1
+    second = ""
+    if at < min(predictions.top.shape[1], len(_PLACES)):
+        guess, sure = predictions.names[predictions.top[row, at]], predictions.probabilities[row, at]
+        second = f"; {_PLACES[at]} guess {page.text(guess)} ({sure:.0%})"
     return (
-        f"<b>{page.text(true)}</b>, called {page.text(called)} ({predictions.confidence[row]:.0%})"
+        f"<b>{page.text(true)}</b>, called {page.text(called)} ({predictions.confidence[row]:.0%}){second}"
         f"<br><small>{page.text(Path(predictions.files[row]).name)}</small>"
     )
 
