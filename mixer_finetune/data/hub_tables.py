@@ -26,6 +26,8 @@ from mixer_finetune.hub.read import fetch, hub_errors, is_repo_id, warn_of_cache
 from mixer_finetune.hub.retry import is_transient, retried
 
 DOWNLOADS_AT_ONCE = 8
+# Where the Hub keeps what it made of a data set that has another form: <configuration>/<split>/0000.parquet.
+CONVERTED = "refs/convert/parquet"
 
 
 def read_hub(asked: Asked) -> Tables | LabelledFiles | None:
@@ -55,12 +57,17 @@ def hub_parquet(repo_id: str, config: str | None, revision: str) -> tuple[dict[s
     Raises:
         UserError: As `hub_errors` says, or it is not made of parquet files.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
         raise UserError("offline mode is on (HF_HUB_OFFLINE), and a stream needs the Hub", option="stream")
     with readable(repo_id), hub_errors(repo_id, "dataset", "source"):
         commit = _commit(repo_id, revision)
+        if revision == CONVERTED:
+            names = retried(lambda: HfApi().list_repo_files(repo_id, repo_type="dataset", revision=commit))
+            of_split = _of_configuration(repo_id, config, names)
+            prefix = f"hf://datasets/{repo_id}@{commit}"
+            return {split: [f"{prefix}/{file}" for file in found] for split, found in of_split.items()}, commit
         builder = retried(lambda: _builder(repo_id, config, commit))
     files = {str(split): list(paths) for split, paths in (builder.config.data_files or {}).items()}
     if not files or any(not path.endswith(".parquet") for paths in files.values() for path in paths):
@@ -87,6 +94,8 @@ def _load(repo_id: str, config: str | None, revision: str) -> tuple[Any, str]:
             return _from_cache(repo_id, config, revision)
         try:
             commit = _commit(repo_id, revision)
+            if revision == CONVERTED:
+                return _converted(repo_id, config, commit), commit
             builder = retried(lambda: _builder(repo_id, config, commit))
         except Exception as error:
             if not is_transient(error):
@@ -162,6 +171,53 @@ def _image_folder(repo_id: str, builder: Any, commit: str) -> Path | None:
     return folder
 
 
+def _converted(repo_id: str, config: str | None, commit: str) -> Any:
+    """All splits of a data set that the Hub converted, as a dict of tables.
+
+    `datasets` would take all configurations for one.
+
+    Raises:
+        UserError: Several configurations are there, and none is chosen; or only a part was converted.
+    """
+    from huggingface_hub import HfApi
+
+    files = retried(lambda: HfApi().list_repo_files(repo_id, repo_type="dataset", revision=commit))
+    chosen = _of_configuration(repo_id, config, files)
+    names = [file for split in chosen.values() for file in split]
+    _fetch(repo_id, names, commit)
+    # What says offline that all files are there.
+    write_atomically(_list_of(repo_id, commit, ".converted"), lambda path: path.write_text(json.dumps(files)))
+    return _parquet_tables(repo_id, chosen, commit)
+
+
+def _of_configuration(repo_id: str, config: str | None, files: list[str]) -> dict[str, list[str]]:
+    """The files of each split of a converted data set's configuration."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for file in sorted(files):
+        parts = PurePosixPath(file).parts
+        if len(parts) == 3 and file.endswith(".parquet"):
+            found.setdefault(parts[0], {}).setdefault(parts[1], []).append(file)
+    if config is None and len(found) == 1:
+        config = next(iter(found))
+    if config not in found:
+        problem = (
+            f"'{repo_id}' has no configuration '{config}'" if config else f"'{repo_id}' has several configurations"
+        )
+        raise UserError(problem, option="data.config", choices=" or ".join(found) or "another data set")
+    if partial := [split for split in found[config] if split.startswith("partial-")]:
+        problem = f"the Hub converted only a part of '{repo_id}' ({', '.join(partial)}), since it is large"
+        raise UserError(problem, option="data.source", choices="a copy of it in parquet files")
+    return found[config]
+
+
+def _parquet_tables(repo_id: str, files: dict[str, list[str]], commit: str) -> Any:
+    import datasets
+
+    folder = _snapshot(repo_id, commit)
+    paths = {split: [str(folder / name) for name in names] for split, names in files.items()}
+    return datasets.load_dataset("parquet", data_files=paths)
+
+
 def _states_configurations(repo_id: str, commit: str) -> bool:
     from huggingface_hub import errors
 
@@ -179,12 +235,12 @@ def _snapshot(repo_id: str, commit: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / name / "snapshots" / commit
 
 
-def _list_of(repo_id: str, commit: str) -> Path:
+def _list_of(repo_id: str, commit: str, kind: str = "") -> Path:
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HOME) / "mixer_finetune" / "image_folders"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{repo_id.replace('/', '--')}--{commit}.json"
+    return folder / f"{repo_id.replace('/', '--')}--{commit}{kind}.json"
 
 
 def _from_cache(repo_id: str, config: str | None, revision: str) -> tuple[Any, str]:
@@ -209,6 +265,11 @@ def _from_cache(repo_id: str, config: str | None, revision: str) -> tuple[Any, s
         images, folder = json.loads(_list_of(repo_id, commit).read_text(encoding="utf-8")), _snapshot(repo_id, commit)
         if config in (None, "default") and all((folder / image).is_file() for image in images):
             return folder, commit
+    if (listed := _list_of(repo_id, commit, ".converted")).is_file():
+        chosen = _of_configuration(repo_id, config, json.loads(listed.read_text()))
+        if all((_snapshot(repo_id, commit) / file).is_file() for split in chosen.values() for file in split):
+            return _parquet_tables(repo_id, chosen, commit), commit
+        raise errors.LocalEntryNotFoundError(f"'{repo_id}' is not in the cache at commit {commit}")
     folder = Path(cached("default").cache_dir).parents[2]
     configs = sorted(path.parent.parent.name for path in folder.glob(f"*/0.0.0/{commit}"))
     if config is None and len(configs) > 1:

@@ -55,7 +55,14 @@ def readable(source: str) -> Iterator[Any]:
         datasets.exceptions.DatasetBuildError,
         FileNotFoundError,
         ValueError,
+        RuntimeError,
     ) as error:
+        if "scripts are no longer supported" in str(error):
+            problem = f"'{source}' is read by a script of its own, which would have to be run"
+            advice = "take what the Hub made of it: {data.revision} refs/convert/parquet"
+            raise UserError(problem, advice=advice) from error
+        if isinstance(error, RuntimeError):
+            raise
         if empty := re.search(r'Instruction "(.+)" corresponds to no data', str(error)):
             problem = f"the split '{empty[1]}' of {source} is empty; remove its files or add images"
             raise UserError(problem) from error

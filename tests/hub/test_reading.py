@@ -132,6 +132,24 @@ def test_configurations_of_folders_of_images_are_what_the_card_says(load, pictur
     assert load(data="someone/pictures", data_config="few")["data"]["images"] == {"train": 4}
 
 
+def test_a_data_set_with_a_script_is_read_from_what_the_hub_made_of_it(load, hub, digits):
+    data = {path: content for path, content in digits.head.files.items() if path.endswith(".parquet")}
+    train, test = (next(content for path, content in data.items() if split in path) for split in ("train", "test"))
+    scripted = hub.add_repository("dataset", "someone/scripted", {"scripted.py": b"1/0", "README.md": b"# S"})
+    assert_one_line(load(data="someone/scripted"), "script of its own, which would have to be run; take")
+    files = {"small/train/0000.parquet": test, "big/train/0000.parquet": train, "big/test/0000.parquet": test}
+    converted = scripted.commit(files, revision="refs/convert/parquet")
+    wanted = {"data": "someone/scripted", "data_revision": "refs/convert/parquet"}
+    assert_one_line(load(**wanted), "has several configurations; use config big or small")
+    found = load(**wanted, data_config="big")
+    assert found["data"] == {"commit": converted, "images": {"train": 1438, "test": 359}}
+    assert load(**wanted, data_config="big", HF_HUB_OFFLINE="1") == found
+    assert_one_line(load(**wanted, data_config="small", HF_HUB_OFFLINE="1"), "is not in the cache")
+    assert_one_line(load(**wanted, data_config="odd"), "has no configuration 'odd'; use config big or small")
+    scripted.commit({"huge/partial-train/0000.parquet": train}, revision="refs/convert/parquet")
+    assert_one_line(load(**wanted, data_config="huge"), "converted only a part of 'someone/scripted' (partial-train)")
+
+
 def test_configurations_are_kept_apart_offline(load, hub, digits):
     configs = [
         {"config_name": "big", "data_files": "data/train-*"},

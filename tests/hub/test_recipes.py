@@ -26,6 +26,7 @@ LAYOUTS = {
     "flowers102": ("dpdl-benchmark/oxford_flowers102", ("train", "validation", "test"), "image", "label", {}, "test"),
     "food101": ("ethz/food101", ("train", "validation"), "image", "label", {}, "validation"),
     "eurosat": ("timm/eurosat-rgb", ("train", "validation", "test"), "image", "label", {"image_id": None}, "test"),
+    "imagenette": ("frgfm/imagenette", ("train", "validation"), "image", "label", {}, "validation"),
     "pretrain_micro": ("zh-plus/tiny-imagenet", ("train", "valid"), "image", "label", {}, "valid"),
     "imagenet1k": ("ILSVRC/imagenet-1k", ("train", "validation", "test"), "image", "label", {}, "validation"),
 }  # fmt: skip
@@ -60,6 +61,12 @@ def publish(hub, recipe):
     for split in splits:
         unlabelled = recipe == "imagenet1k" and split == "test"  # as its public test split is
         files[f"data/{split}-00000-of-00001.parquet"] = parquet(image, label, others, unlabelled)
+    if recipe == "imagenette":  # which is read by a script, but for what the Hub made of it
+        parts = {split: files[f"data/{split}-00000-of-00001.parquet"] for split in splits}
+        found = hub.add_repository("dataset", repository, {"imagenette.py": b"1/0"})
+        converted = {f"320px/{split}/0000.parquet": content for split, content in parts.items()}
+        found.commit({**converted, "160px/train/0000.parquet": b"other"}, revision="refs/convert/parquet")
+        return found
     return hub.add_repository("dataset", repository, files)
 
 
