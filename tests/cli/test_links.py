@@ -57,5 +57,5 @@ def test_predict_writes_through_no_link(run, tmp_path, capsys):
         assert "out.csv.part is a link, which is not followed; remove it" in capsys.readouterr().err
     (tmp_path / "out.csv.part").unlink()
     (tmp_path / "out.csv").symlink_to(precious)  # which is replaced, as any output
-    assert main(arguments) == 0
+    assert main([*arguments, "--overwrite"]) == 0
     assert precious.read_text() == "mine" and len((tmp_path / "out.csv").read_text().splitlines()) == 3
