@@ -139,7 +139,13 @@ def _read(source: str, revision: str | None) -> tuple[ModelConfig, dict[str, Ten
         return (*_read_file(folder / file), commit, None)
     if is_repo_id(source):
         wanted = [("config.json",), WEIGHT_FILES, ("README.md", "config.json")]  # a card, where there is one
-        folder, commit = download(source, "model", wanted, revision, "backbone")
+        try:
+            folder, commit = download(source, "model", wanted, revision, "backbone")
+        except UserError as error:
+            if not path.parent.is_dir() or path.parent == Path("."):
+                raise
+            problem = f"there is no {source}; and as a repository of the Hub: {error.problem}"
+            raise UserError(problem, advice=error.advice) from error
         return (*_read_folder(folder), commit, folder)
     near = difflib.get_close_matches(source, [*BUNDLED, *VARIANTS], n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""

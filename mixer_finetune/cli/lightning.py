@@ -188,23 +188,44 @@ def _helped(command: str, arguments: list[str]) -> bool:
     return True
 
 
+def print_fit_options(command: str, left_out: Sequence[str]) -> None:
+    """Help on the options of fit that another command takes, too.
+
+    Args:
+        command: Its name.
+        left_out: Options of the run that it sets itself.
+    """
+    _print_groups(command, "", [name for name in _RUN if name not in left_out])
+
+
 def _print_help(command: str, wanted: str) -> None:
+    print(f"usage: mixer-finetune {USAGES[command]}\n\n{ABOUT[command]}{'' if command == 'fit' else _OF_EVALUATION}")
+    _print_groups(command, wanted, _RUN if command == "fit" else ())
+
+
+def _print_groups(command: str, wanted: str, of_run: Sequence[str]) -> None:
     from mixer_finetune.engine.arguments import Arguments
     from mixer_finetune.engine.parser import MixerCLI
 
     actions = MixerCLI(Arguments()).actions
-    print(f"usage: mixer-finetune {USAGES[command]}\n\n{ABOUT[command]}{'' if command == 'fit' else _OF_EVALUATION}")
     if wanted in ("", "all"):
         print("\nrun:")
         for name, text in _own_helps(command).items():
             _print_option(f"--{name}", text)
-        for name in _RUN if command == "fit" else ():
+        for name in of_run:
             _print_action(actions[name], name)
     for group in COMMON if wanted in ("", "all") else (wanted,):
         names = [name for name in actions if name.startswith(f"{group}.")]
         shown = [f"{group}.{name}" for name in COMMON[group]] if wanted == "" else names
         left_out = len(names) - len(shown)
-        print(f"\n{group}:" + (f"   ({left_out} more: mixer-finetune {command} --help {group})" if left_out else ""))
+        print(
+            f"\n{group}:"
+            + (
+                f"   ({left_out} more: mixer-finetune {command if command in USAGES else 'fit'} --help {group})"
+                if left_out
+                else ""
+            )
+        )
         for name in shown:
             _print_action(actions[name], name)
     if wanted in ("", "all", "trainer"):
@@ -238,6 +259,8 @@ def _own_helps(command: str) -> dict[str, str]:
         "recipe NAME, -r": "A recipe or overlay, or the path of one; may be repeated (see: mixer-finetune recipes).",
         "config FILE, -c": "A YAML file of options; may be repeated; RUN/config.yaml repeats a run.",
     }
+    if command not in USAGES:
+        return helps
     if command == "fit":
         helps["resume RUN"] = "Complete a run: what is missing of training, evaluation, report, card and push is done."
         helps["ckpt_path FILE"] = "Checkpoint that a new run goes on from."

@@ -57,7 +57,10 @@ def main(arguments: Sequence[str]) -> int:
         UserError: An option is wrong, or no trial succeeds.
     """
     if "--help" in arguments or "-h" in arguments:
+        from mixer_finetune.cli.lightning import print_fit_options
+
         _COMMAND.print_help(USAGE)
+        print_fit_options("sweep", ("output_dir", "name", "evaluate_on", "push"))
         return 0
     vary, rest = _varied(arguments)
     own, rest = apart(rest, set(_COMMAND.options) - {"vary"}, ())

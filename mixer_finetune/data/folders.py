@@ -77,6 +77,8 @@ def read_tree(root: str | Path) -> Tree:
             raise UserError(
                 f"the folder {printable(folder)} can't be read ({error.strerror})", option="data.source"
             ) from error
+        if not found and prefix:
+            tree.left_out[prefix.rstrip("/")] = "empty folders"
         folders: list[tuple[str, str]] = []
         links: list[tuple[str, str]] = []
         for entry in found:
@@ -169,10 +171,13 @@ def read_image_folder(root: str | Path, chosen: Mapping[str, str | None] | None 
 
 def _roles(root: str, tops: dict[str, list[str]], named: dict[str, str]) -> dict[str, str] | None:
     """Which top folder plays which role; None where they are classes."""
+    with_classes = [top for top in tops if any("/" in path[len(top) + 1 :] for path in tops[top])]
     for role, top in named.items():
-        if top not in tops:
-            choices = " or ".join(map(printable, tops))
-            raise UserError(f"{root} has no folder '{top}' with images", option=f"{role}_split", choices=choices)
+        if top not in with_classes:
+            problem = f"{root} has no folder '{top}' with class folders in it"
+            if with_classes:
+                raise UserError(problem, option=f"{role}_split", choices=" or ".join(map(printable, with_classes)))
+            raise UserError(f"{problem}, nor any other that could be a split", advice=f"leave out {{{role}_split}}")
     usual: dict[str, list[str]] = {}
     for top in tops:
         usual_role = _ROLES.get(top.casefold())

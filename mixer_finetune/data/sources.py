@@ -273,7 +273,8 @@ def _of_files(files: LabelledFiles, asked: Asked) -> Source:
             classes = np.fromiter((number[label] for label in labels), np.int64, len(labels))
         records = FileRecords(files.root, paths)
         found[role] = Split(split, records, records.column, classes, np.arange(len(paths)))
-    assert label_names is not None
+    if label_names is None:
+        raise UserError(f"no image of {files.name} has a class", option="source")
     shown = ", ".join(f"{role} = {split.name} ({len(split):,})" for role, split in found.items())
     description = f"{files.name}: {files.kind} ({len(label_names)} classes), {shown}{_unlabelled(left_out)}"
     if files.left_out:

@@ -74,6 +74,9 @@ def evaluate(cli: MixerCLI, role: str) -> dict[str, float]:
             model.check_trained_task()
         splits = getattr(data, "splits", {})
         if hasattr(data, "require"):
+            if role == "test" and role not in splits and "val" in splits:
+                problem = f"{data.source} has no test split, so the results of fit are of its dev split"
+                raise UserError(problem, advice="evaluate that by `validate`, or name a test split with {test_split}")
             data.require(role)
             data.evaluation_role = role
         trainer.test(model, data, verbose=False)

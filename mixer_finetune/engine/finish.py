@@ -211,5 +211,6 @@ def _say_what_came_out(run: RunFolder, results: Results) -> None:
     log.info("next:")
     log.info(f"  mixer-finetune predict {run} FOLDER     classify images")
     log.info(f"  mixer-finetune push {run} user/name     share the model on the Hub")
-    log.info(f"  mixer-finetune test {run}               evaluate again")
+    command = "validate" if results.role == "val" else "test"
+    log.info(f"  mixer-finetune {command} {run}{' ' * (19 - len(command))}evaluate again")
     log.info(f"  mixer-finetune fit --config {run.config_file}   repeat the run")

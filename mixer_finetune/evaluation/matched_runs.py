@@ -234,8 +234,11 @@ def _at(each: Compared, rows: list[int]) -> Compared:
 
 def image_key(file: str, each: Compared) -> str:
     """An image's name without the place of the data on this machine."""
-    source = str(options_of(each.config, "data").get("source") or "").rstrip("/") + "/"
-    return file.removeprefix(source) if source.startswith("/") else file
+    # As it was typed, which is how the files are called; and with its whole path, as the configuration keeps it.
+    for source in (str(each.results.data["source"]), str(options_of(each.config, "data").get("source") or "")):
+        if source and file.startswith(place := source.rstrip("/") + "/"):
+            return file.removeprefix(place)
+    return file
 
 
 def _nothing_in_common(first: Compared, other: Compared) -> UserError:

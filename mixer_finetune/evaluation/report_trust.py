@@ -33,8 +33,8 @@ def trust_section(results: Results, predictions: Any) -> str:
             parts.append(_table(("", "before", "after"), before_and_after(found, results.split)))
     if isinstance(predictions, Predictions) and len(predictions):
         parts.append(
-            "<p>Where the least sure images get no answer (<code>predict --abstain</code>), the others are right more "
-            "often:</p>"
+            "<p>Where the least sure images get no answer (<code>predict --abstain</code>), how often the others are "
+            "right:</p>"
             + page.row([risk_coverage_svg(*risk_curve(predictions))], "figure narrow")
             + _table(("images with an answer", "from a confidence of", "right"), risk_rows(predictions))
         )

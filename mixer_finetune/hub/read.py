@@ -150,7 +150,9 @@ def _explanation(
         problem = f"offline mode is on (HF_HUB_OFFLINE) and {name} is not in the cache"
     else:
         problem = f"the Hub ({endpoint}) can't be reached ({reason(error)}) and {name} is not in the cache"
-    return UserError(problem, advice=f"to work offline, give {{{option}}} a local folder or a bundled name")
+    return UserError(
+        problem, advice=f"to work offline, give {{{option}}} a local folder or a bundled name (mixer_nano, digits, ...)"
+    )
 
 
 def _raised_by_client(error: BaseException) -> bool:

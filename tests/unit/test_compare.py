@@ -119,6 +119,16 @@ def test_files_are_known_by_their_names_below_the_data_wherever_it_lies(tmp_path
     found = compare_runs(runs)
     assert found.notes == ["B was measured on split test of /there/photos, A on split test of /here/photos"]
     assert found.files[0] == "test/0.png" and found.pairs[0].only_second == 4
+    # Files are called as the data was typed; the configuration keeps the whole path.
+    files, data = [f"photos/test/{i}.png" for i in range(10)], {"source": "photos", "revision": None, "license": None}
+    typed = make_run(
+        tmp_path / "typed",
+        answers(TWO, LABELS, files=files),
+        {"accuracy": 0.5},
+        config=config_of(source="/here/photos"),
+        data=data,
+    )
+    assert compare_runs([runs[0], typed]).pairs[0].only_second == 4
 
 
 def test_what_cannot_be_compared_is_refused_in_a_line(pair, tmp_path):

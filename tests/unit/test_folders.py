@@ -154,7 +154,7 @@ def test_a_split_folder_can_be_named(tmp_path):
     make(tmp_path, *each("train/front", "train/rear", "bus/front"))
     source = open_source(tmp_path, splits={"train": "train", "test": "bus", "val": None})
     assert sizes(source) == {"train": ("train", 8), "test": ("bus", 4)}
-    with pytest.raises(UserError, match="has no folder 'buss' with images; use test_split bus or train"):
+    with pytest.raises(UserError, match="has no folder 'buss' with class folders in it; use test_split bus or train"):
         open_source(tmp_path, splits={"train": "train", "test": "buss", "val": None})
 
 
@@ -191,3 +191,11 @@ def test_a_thousand_classes_of_links_and_files_take_time_by_their_number(tmp_pat
 
     small, large = (min(seconds(tmp_path / name) for _ in range(3)) for name in ("small", "large"))
     assert large < 100 * small  # ten times the files; a busy machine is given ten times the time
+
+
+def test_a_class_folder_is_no_split_and_an_empty_folder_is_said(tmp_path):
+    make(tmp_path, *each("hat", "shoes"))
+    (tmp_path / "coat").mkdir()
+    assert "left out: 1 empty folders (coat)" in open_source(tmp_path).description
+    with pytest.raises(UserError, match="has no folder 'hat' with class folders in it, nor any other that could be"):
+        open_source(tmp_path, splits={"test": "hat"})
