@@ -26,6 +26,7 @@ from mixer_finetune.engine.train import check_training
 from mixer_finetune.errors import UserError
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.training.header import header
+from mixer_finetune.training.schedule import LONGEST_WARMUP
 
 _PUSHED = "README.md, calibration.json, config.json, config.yaml, model.safetensors, results.json and the pictures"
 
@@ -155,7 +156,8 @@ def _headed(parts: Parts) -> list[str]:
     options = model.hparams
     rate = "found by a range test of 80 steps" if options.lr == "auto" else options.lr
     if isinstance(options.optimizer, str) and options.optimizer != "custom":
-        lines.append(f"optimizer  {options.optimizer}, learning rate {rate}, {options.warmup_steps} warm-up steps")
+        warmup = min(options.warmup_steps, int(LONGEST_WARMUP * model.run_steps))
+        lines.append(f"optimizer  {options.optimizer}, learning rate {rate}, {warmup} warm-up steps")
     return lines
 
 

@@ -25,6 +25,7 @@ from mixer_finetune.integrity import as_written, check_unchanged
 from mixer_finetune.runs import RunFolder
 from mixer_finetune.sharing.card_trust import trust_part
 from mixer_finetune.texts import markdown, markdown_code
+from mixer_finetune.training.schedule import LONGEST_WARMUP
 
 MOST_LISTED_CLASSES = 50
 WORST_CLASSES, WORST_PAIRS = 5, 5
@@ -277,7 +278,7 @@ def _training(config: dict[str, Any], results: Results, data_name: str) -> str:
         "trained": _trained(model),
         "method": _method(model, data),
         "weights": None if results.weights == "last" else results.weights,
-        "optimizer": _optimizer(model),
+        "optimizer": _optimizer(model, results.steps),
         "batch": f"{data['batch_size']}, over all devices" if "batch_size" in data else None,
         "steps": f"{results.steps:,}{ended}",
         "augmentation": _augmentation(data),
@@ -325,7 +326,7 @@ def _teaching(model: dict[str, Any]) -> str:
     return f"{targets} targets{at}, {model.get('teacher_weight', 0.5):.0%} of the loss"
 
 
-def _optimizer(model: dict[str, Any]) -> str | None:
+def _optimizer(model: dict[str, Any], steps: int) -> str | None:
     """Optimizer and schedule in words; None where a class of the user's own has no such options."""
     optimizer, scheduler = model.get("optimizer"), model.get("lr_scheduler")
     if optimizer is None:
@@ -337,7 +338,9 @@ def _optimizer(model: dict[str, Any]) -> str | None:
         text = _class_in_words(optimizer)
     if scheduler:
         return f"{text}; {_class_in_words(scheduler)}"
-    return f"{text}, {model.get('warmup_steps', 0)} warm-up steps, then cosine"
+    warmup = model.get("warmup_steps", 0)
+    at_most = " (at most a tenth of the run)" if warmup > LONGEST_WARMUP * steps else ""
+    return f"{text}, {warmup} warm-up steps{at_most}, then cosine"
 
 
 def _class_in_words(given: dict[str, Any]) -> str:

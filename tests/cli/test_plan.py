@@ -14,7 +14,7 @@ def test_a_plan_says_what_the_run_would_be_and_leaves_nothing_behind(cli, tmp_pa
     ).stdout
     lines = dict(line.split(maxsplit=1) for line in said.splitlines() if line.strip())
     assert "652,650 of 652,650 parameters, 39 steps (3 epochs), 100 images a step" in lines["training"]
-    assert lines["optimizer"] == "sgd, learning rate 0.2, 20 warm-up steps"
+    assert lines["optimizer"] == "sgd, learning rate 0.2, 3 warm-up steps"
     assert lines["computes"].startswith("0.0428 GMACs an image")
     seconds = float(re.match(r"([\d.]+) s a step \(median of 2 steps; the first took [\d.]+ s\); [\d,]+ images/s in",
                              lines["measured"])[1])  # fmt: skip
