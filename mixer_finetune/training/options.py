@@ -67,9 +67,6 @@ def _check_together(options: Mapping[str, Any], optimizer: Any) -> None:
             "gradual unfreezing ends with everything trained, so there is nothing to choose",
             advice="leave out {unfreeze_every}",
         )
-    if options["train_sizes"] is not None and options.get("adapter", "none") != "none":
-        problem = "an adapter is for the tokens of one size"
-        raise UserError(problem, advice="leave out {train_sizes} or {adapter}")
     if options["sam_adaptive"] and not options["sam_rho"]:
         raise UserError("ASAM needs the length of its perturbation", advice="give {sam_rho}, such as 1")
     if options["lr"] == "auto" and options["head"] == "probe":

@@ -180,7 +180,6 @@ def test_images_of_a_loader_that_knows_no_sizes_are_resized_on_the_device(tmp_pa
         ({"final_epochs": 2}, "final_epochs needs sizes to train at before; give train_sizes"),
         ({"size_order": "listed"}, "size_order needs sizes to train at before; give train_sizes"),
         ({"train_sizes": [32], "size_order": "up"}, "unknown size_order 'up'; use size_order drawn or listed"),
-        ({"train_sizes": [16, 32], "adapter": "lora"}, "an adapter is for the tokens of one size"),
         ({"train_sizes": [32], "final_epochs": -1}, "final_epochs must be 0 or more, got -1"),
     ],
 )  # fmt: skip
