@@ -178,7 +178,6 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
     arguments, own = _object(config.get("model_args"), "model_args"), _object(config.get(OWN_KEY), OWN_KEY)
     architecture = _own_name(architecture, own.get("architecture"))
     variant = get_variant(architecture)
-    _check_ratio(arguments.get("mlp_ratio"), architecture)
 
     activation = _text(own.get("activation", "gelu"), "activation")
     if activation not in GELU_FORMS:
@@ -197,6 +196,7 @@ def _parsed(config: dict[str, Any]) -> ModelConfig:
         image_sizes=_sizes(own.get("image_sizes")),
     )
     geometry.check(architecture)
+    _check_ratio(arguments.get("mlp_ratio"), architecture)
     num_classes = config.get("num_classes", pretrained_cfg.get("num_classes", 1000))
     num_classes = _whole(num_classes, "num_classes", 0, _MOST_CLASSES)
     preprocessing = Preprocessing.from_pretrained_cfg(pretrained_cfg, geometry.image_size)
