@@ -138,7 +138,7 @@ def plan_resize(
         new = replace(new, patch_size=patch_size)
     if in_chans is not None:
         new = replace(new, in_chans=in_chans)
-    if new.grid != old.grid or new.patch_size != old.patch_size:
+    if new.patch_size != old.patch_size or new.grid != old.grid:
         new = replace(new, image_sizes=())  # from the present grid's weights others would not be what was trained
     new.check(architecture)
     trained = old.mixing_grid
