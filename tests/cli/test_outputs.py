@@ -254,6 +254,12 @@ def test_a_report_of_200_classes_is_light_and_shows_them_all(cli, tmp_path):
     assert len(confusion["names"]) == 200 and sum(count for _, _, count in confusion["cells"]) == 200
 
 
+def test_a_run_without_a_test_split_says_what_evaluates_it(run, cli):
+    said = cli("test", run, check=2).stderr
+    assert "has no test split, so the results of fit are of its dev split; evaluate that by `validate`" in said
+    assert said.count("\n") == 1
+
+
 def test_predict_writes_each_form_with_features_and_a_row_for_a_bad_image(run, cli, photos, tmp_path):
     folder = Path(shutil.copytree(photos / "red", tmp_path / "some"))
     (folder / "003.png").write_bytes(b"no image")
